@@ -1,0 +1,114 @@
+// Package hypervisor is the contract between banger and a VMM (virtual machine monitor: QEMU, Firecracker). It defines
+// what a backend can be asked, in plain values; the backends are subpackages, and package hypervisortest holds the
+// conformance suite that each of them passes.
+//
+// It owns one VMM process from its start to its end. It does not know images, networks or guests: it is given files
+// and connected descriptors, and gives back the two byte streams of the guest (console and link).
+package hypervisor
+
+import (
+	"context"
+	"net"
+	"os"
+	"time"
+)
+
+// Machine is everything that a VMM needs to boot one microVM.
+type Machine struct {
+	ID        string // the VM's id; names the process for people who look at ps
+	Name      string
+	VCPUs     int
+	Memory    int64  // bytes, a multiple of 1 MiB
+	Kernel    string // path of a bzImage or vmlinux
+	Initramfs string // path of a newc cpio archive, possibly compressed
+	Cmdline   string // kernel command line of the caller; the backend adds what its devices need
+	Disks     []Disk
+	NIC       *NIC   // nil: no network device
+	Dir       string // existing private directory (0700) for the VMM's own files and sockets
+}
+
+// Disk is one raw disk image. The guest finds it by its serial (/sys/block/*/serial), never by its position.
+type Disk struct {
+	Serial   string // 1-20 characters of a-z, 0-9 and -
+	Path     string
+	ReadOnly bool
+}
+
+// NIC is a network device whose frames travel over a connected stream socket, each preceded by its length as a 32-bit
+// big-endian number (QEMU's stream netdev). The backend takes over the file and closes it.
+type NIC struct {
+	MAC  string // aa:bb:cc:dd:ee:ff
+	Conn *os.File
+}
+
+// Backend makes VMMs of one kind.
+type Backend interface {
+	// Name is "qemu", "firecracker" or "fake".
+	Name() string
+	// Capabilities says what VMMs of this backend can do on this host.
+	Capabilities() Capabilities
+	// Boot starts a VMM and its vCPUs. It returns when the VMM is running (not when the guest is ready). The context
+	// bounds the call only, not the life of the VMM. On error nothing is left behind. The VMM dies with the calling
+	// process, however that ends.
+	Boot(ctx context.Context, m Machine) (VMM, error)
+}
+
+// VMM is a running virtual machine monitor process and the VM in it. Its methods may be called concurrently. After Done
+// is closed every method that acts fails with fault.Precondition.
+type VMM interface {
+	// Pid is the VMM's process id on the host.
+	Pid() int
+	// Link is the byte stream to the agent in the guest (virtio-serial port "banger.link", or vsock). It is connected
+	// from the start; bytes written before the guest listens wait. Closed by the VMM's end.
+	Link() net.Conn
+	// Console is the guest's serial console: read its output, write its input. Somebody must read it all the time.
+	Console() net.Conn
+	// Pause stops the vCPUs; Resume lets them go on. Both are idempotent.
+	Pause(ctx context.Context) error
+	Resume(ctx context.Context) error
+	// Status asks the VMM in what state the VM is.
+	Status(ctx context.Context) (Status, error)
+	// Kill ends the VMM process and waits until it is gone. Idempotent.
+	Kill()
+	// Done is closed when the VMM process has ended and has been waited for; Exit then says how.
+	Done() <-chan struct{}
+	Exit() Exit
+}
+
+// Status is the state of the vCPUs.
+type Status string
+
+// The states a live VMM can report.
+const (
+	Running Status = "running"
+	Paused  Status = "paused"
+	Stopped Status = "stopped" // the guest shut down; the process is about to end
+)
+
+// Cause says why a VMM ended.
+type Cause string
+
+// The causes.
+const (
+	GuestShutdown Cause = "guest-shutdown" // the guest powered off
+	GuestReset    Cause = "guest-reset"    // the guest rebooted or its kernel panicked; VMMs run with reboot = exit
+	Killed        Cause = "killed"         // Kill was called
+	Crashed       Cause = "crashed"        // anything else
+)
+
+// Exit says how a VMM ended.
+type Exit struct {
+	Cause  Cause
+	Detail string // for people: exit status or signal, and the last lines of the VMM's stderr
+	At     time.Time
+}
+
+// Capabilities is what a backend can do here, as data.
+type Capabilities struct {
+	Accelerator string // "kvm", "tcg", "none"
+	Version     string // of the VMM, as it reports it
+	Pause       bool
+	Snapshot    bool
+	Vsock       bool
+	MaxVCPUs    int
+}
