@@ -73,8 +73,10 @@ func Start(c Cmd) (*Process, error) {
 	p := &Process{cmd: cmd, done: make(chan struct{})}
 	started := make(chan error, 1)
 	go func() {
-		// The thread is locked and never unlocked: it ends with this goroutine, after the child has been waited for.
-		runtime.LockOSThread()
+		if !c.Detached {
+			// Never unlocked: the thread ends with this goroutine, after the child has been waited for.
+			runtime.LockOSThread()
+		}
 		if err := cmd.Start(); err != nil {
 			started <- err
 			return

@@ -32,6 +32,9 @@ type Disk struct {
 	Serial   string // 1-20 characters of a-z, 0-9 and -
 	Path     string
 	ReadOnly bool
+	// Durable sends the guest's flushes on to the host's disk, so that they survive a power cut. Without it they end in
+	// the host's page cache: they survive the death of every process, and cost nothing.
+	Durable bool
 }
 
 // NIC is a network device whose frames travel over a connected stream socket, each preceded by its length as a 32-bit
@@ -48,7 +51,8 @@ type Backend interface {
 	// Capabilities says what VMMs of this backend can do on this host.
 	Capabilities() Capabilities
 	// Boot starts a VMM and its vCPUs. It returns when the VMM is running (not when the guest is ready). The context
-	// bounds the call only, not the life of the VMM. On error nothing is left behind. The VMM dies with the calling
+	// bounds the call only, not the life of the VMM. On error nothing is left behind: fault.Invalid for a machine that
+	// makes no sense, fault.NotFound for a kernel, initramfs or disk that is not there. The VMM dies with the calling
 	// process, however that ends.
 	Boot(ctx context.Context, m Machine) (VMM, error)
 }
@@ -59,9 +63,11 @@ type VMM interface {
 	// Pid is the VMM's process id on the host.
 	Pid() int
 	// Link is the byte stream to the agent in the guest (virtio-serial port "banger.link", or vsock). It is connected
-	// from the start; bytes written before the guest listens wait. Closed by the VMM's end.
+	// from the start; bytes written before the guest listens wait. After the VMM's end it yields what was sent last and then
+	// fails (io.EOF, or ECONNRESET if something written was never read); the caller closes it.
 	Link() net.Conn
-	// Console is the guest's serial console: read its output, write its input. Somebody must read it all the time.
+	// Console is the guest's serial console: read its output, write its input. Somebody must read it all the time, for a
+	// full buffer stops the guest. It ends like Link, so that a kernel's last words can still be read.
 	Console() net.Conn
 	// Pause stops the vCPUs; Resume lets them go on. Both are idempotent.
 	Pause(ctx context.Context) error

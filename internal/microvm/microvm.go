@@ -19,6 +19,19 @@ func NewID() ID {
 	return ID(hex.EncodeToString(b[:]))
 }
 
+// IsID reports whether a string has the form of an ID.
+func IsID(s string) bool {
+	if len(s) != 12 {
+		return false
+	}
+	for _, c := range s {
+		if (c < '0' || c > '9') && (c < 'a' || c > 'f') {
+			return false
+		}
+	}
+	return true
+}
+
 // Init says what process 1 of the guest is.
 type Init string
 

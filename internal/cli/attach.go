@@ -1,0 +1,281 @@
+package cli
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"io"
+	"sync/atomic"
+	"syscall"
+	"time"
+
+	"connectrpc.com/connect"
+
+	"banger/internal/fault"
+	bangerv1 "banger/internal/gen/banger/v1"
+)
+
+const (
+	// patience is how long after a signal that the guest ignored a second one of its kind gives up.
+	patience = 5 * time.Second
+	// removal bounds the wait for `run --rm` to delete the VM after its command has ended.
+	removal = 30 * time.Second
+	// inputBlock is the most that is read from standard input at once, in bytes.
+	inputBlock = 32 << 10
+)
+
+// attachStream is the client's end of Run and Exec.
+type attachStream = connect.BidiStreamForClient[bangerv1.AttachRequest, bangerv1.AttachResponse]
+
+// session is a command in a guest, attached to this process's standard streams. Its main goroutine receives; one
+// goroutine sends; one, from the command's start on, reads standard input.
+//
+// Before the command has started, signals have their default effect: they cancel the operation. Then they are
+// forwarded to the command.
+type session struct {
+	app     *app
+	display *display
+	start   *bangerv1.AttachStart
+	onVM    func(*bangerv1.VM) // Run: the VM is up
+
+	stream *attachStream
+	send   chan *bangerv1.AttachRequest
+	cancel context.CancelCauseFunc
+	raw    *rawMode
+
+	reacted  atomic.Bool // the guest has said something since the last signal
+	lastSig  syscall.Signal
+	lastTime time.Time
+	restore  func() // of the signals
+}
+
+// run attaches until the command has ended. It returns an exitStatus unless the command succeeded.
+func (s *session) run(ctx context.Context, open func(context.Context) *attachStream) error {
+	ctx, s.cancel = context.WithCancelCause(ctx)
+	defer s.cancel(context.Canceled)
+	s.send = make(chan *bangerv1.AttachRequest, 16) // so that a signal finds room while input waits
+	s.stream = open(ctx)
+	defer func() {
+		s.raw.restore()
+		if s.restore != nil {
+			s.restore()
+		}
+		s.display.erase()
+	}()
+	if err := s.stream.Send(&bangerv1.AttachRequest{
+		Kind: &bangerv1.AttachRequest_Start{Start: s.start},
+	}); err != nil && !errors.Is(err, io.EOF) { // after an end of stream, receiving says why
+		return s.explain(ctx, err)
+	}
+	status, err := s.receive(ctx)
+	if err != nil {
+		return s.explain(ctx, err)
+	}
+	s.finish()
+	if code := int(status.GetCode()); code != 0 {
+		return exitStatus(code & 0xff) // as wait(2) would give it; a guest can send anything
+	}
+	return nil
+}
+
+// explain prefers the reason for which the session was cancelled to what the transport made of it.
+func (s *session) explain(ctx context.Context, err error) error {
+	s.display.keep() // shows the stage that failed, if it came to that
+	if sig, ok := errors.AsType[*signalError](context.Cause(ctx)); ok {
+		return sig
+	}
+	return err
+}
+
+// receive is the main loop.
+func (s *session) receive(ctx context.Context) (*bangerv1.ExitStatus, error) {
+	for {
+		msg, err := s.stream.Receive()
+		switch {
+		case errors.Is(err, io.EOF):
+			return nil, fault.New(fault.Unavailable, "the daemon ended the session without the command's exit status").
+				WithHint("see its log: banger daemon logs")
+		case err != nil:
+			return nil, err
+		}
+		switch kind := msg.GetKind().(type) {
+		case *bangerv1.AttachResponse_Progress:
+			s.display.update("", kind.Progress)
+		case *bangerv1.AttachResponse_Vm:
+			if s.onVM != nil {
+				s.onVM(kind.Vm)
+			}
+		case *bangerv1.AttachResponse_Started:
+			err = s.started(ctx)
+		case *bangerv1.AttachResponse_Stdout:
+			s.reacted.Store(true)
+			_, err = s.app.sys.Stdout.Write(kind.Stdout)
+		case *bangerv1.AttachResponse_Stderr:
+			s.reacted.Store(true)
+			_, err = s.app.sys.Stderr.Write(kind.Stderr)
+		case *bangerv1.AttachResponse_Exit:
+			return kind.Exit, nil
+		}
+		if err != nil {
+			return nil, fmt.Errorf("pass on the command's output: %w", err)
+		}
+	}
+}
+
+// started takes over terminal and signals for the command that now runs.
+func (s *session) started(ctx context.Context) error {
+	if s.restore != nil {
+		return fault.New(fault.Corrupt, "the daemon says twice that the command has started")
+	}
+	s.display.erase()
+	tty := s.start.GetExec().GetTty()
+	if tty {
+		raw, err := makeRaw(s.app.sys.Stdin)
+		if err != nil {
+			return err
+		}
+		s.raw = raw
+	}
+	s.restore = s.app.signals.divert(s.signal)
+	go s.sender(ctx)
+	if tty {
+		s.resize() // it may have changed since the start was sent
+	}
+	if s.start.GetExec().GetStdin() {
+		go s.input(ctx)
+	}
+	return nil
+}
+
+// signal forwards one signal; it runs on the goroutine that takes signals.
+func (s *session) signal(sig syscall.Signal) bool {
+	switch sig {
+	case syscall.SIGWINCH:
+		if s.start.GetExec().GetTty() {
+			s.resize()
+		}
+		return true
+	case syscall.SIGPIPE:
+		return true
+	}
+	now := time.Now()
+	if sig == s.lastSig && now.Sub(s.lastTime) < patience && !s.reacted.Load() {
+		s.cancel(&signalError{sig})
+		return true
+	}
+	s.lastSig, s.lastTime = sig, now
+	s.reacted.Store(false)
+	s.offer(&bangerv1.AttachRequest{Kind: &bangerv1.AttachRequest_Signal{Signal: int32(sig)}}) //nolint:gosec // 1 to 64
+	return true
+}
+
+func (s *session) resize() {
+	if size := windowSize(s.app.sys.Stdin); size != nil {
+		s.offer(&bangerv1.AttachRequest{Kind: &bangerv1.AttachRequest_Resize{Resize: size}})
+	}
+}
+
+// offer queues a message if there is room. There is none only if the guest takes neither input nor signals.
+func (s *session) offer(msg *bangerv1.AttachRequest) {
+	select {
+	case s.send <- msg:
+	default:
+	}
+}
+
+// sender is the only one that sends after the start.
+func (s *session) sender(ctx context.Context) {
+	defer s.raw.restoreInPanic()
+	for {
+		select {
+		case msg := <-s.send:
+			if s.stream.Send(msg) != nil {
+				return // receiving says why
+			}
+		case <-ctx.Done():
+			return
+		}
+	}
+}
+
+// input passes standard input on until its end.
+func (s *session) input(ctx context.Context) {
+	defer s.raw.restoreInPanic()
+	post := func(msg *bangerv1.AttachRequest) bool {
+		select {
+		case s.send <- msg:
+			return true
+		case <-ctx.Done():
+			return false
+		}
+	}
+	for {
+		buf := make([]byte, inputBlock) // the sender still has the one before
+		n, err := s.app.sys.Stdin.Read(buf)
+		if n > 0 && !post(&bangerv1.AttachRequest{Kind: &bangerv1.AttachRequest_Stdin{Stdin: buf[:n]}}) {
+			return
+		}
+		if err != nil {
+			// An unreadable input, such as a closed descriptor, is an empty one.
+			post(&bangerv1.AttachRequest{Kind: &bangerv1.AttachRequest_CloseStdin{CloseStdin: true}})
+			return
+		}
+	}
+}
+
+// finish waits for what the daemon still does after the command's end: the removal of the VM of `run --rm`.
+func (s *session) finish() {
+	s.raw.restore()
+	if !s.start.GetRemove() {
+		return
+	}
+	if s.restore != nil {
+		s.restore()
+		s.restore = nil
+	}
+	timer := time.AfterFunc(removal, func() { s.cancel(context.DeadlineExceeded) })
+	defer timer.Stop()
+	for {
+		_, err := s.stream.Receive()
+		switch {
+		case errors.Is(err, io.EOF):
+			return
+		case err != nil: // the command's own status counts, but nobody shall believe that the VM is gone
+			s.app.sayError(fmt.Errorf("delete the VM: %w", err))
+			return
+		}
+	}
+}
+
+// ttyChoice is what -t and -T ask for.
+type ttyChoice struct{ force, never bool }
+
+// wantTTY decides whether the command gets a terminal: if standard input and output both are one, unless forced.
+func (a *app) wantTTY(c ttyChoice) (bool, error) {
+	switch {
+	case c.force && c.never:
+		return false, usagef("-t and -T exclude each other")
+	case c.never:
+		return false, nil
+	case c.force && !isTerminal(a.sys.Stdin):
+		return false, usagef("the input is not a terminal").withHint("leave -t out, or run it in a terminal")
+	case c.force:
+		return true, nil
+	}
+	return isTerminal(a.sys.Stdin) && isTerminal(a.sys.Stdout) && isForeground(a.sys.Stdin), nil
+}
+
+// execSpec describes a command that is attached to this process.
+func (a *app) execSpec(args, env []string, user, dir string, choice ttyChoice) (*bangerv1.ExecSpec, error) {
+	tty, err := a.wantTTY(choice)
+	if err != nil {
+		return nil, err
+	}
+	e := &bangerv1.ExecSpec{Args: args, Env: env, User: user, Dir: dir, Tty: tty}
+	// In the background a read from the terminal would stop us, and the command with us.
+	e.Stdin = a.sys.Stdin != nil && (!isTerminal(a.sys.Stdin) || isForeground(a.sys.Stdin))
+	if tty {
+		e.Size, e.Term = windowSize(a.sys.Stdin), a.env("TERM")
+	}
+	return e, nil
+}

@@ -1,0 +1,63 @@
+package cli
+
+import (
+	"context"
+	"time"
+
+	"connectrpc.com/connect"
+	"github.com/spf13/cobra"
+
+	bangerv1 "banger/internal/gen/banger/v1"
+)
+
+type createOptions struct {
+	spec    specFlags
+	noStart bool
+	timings bool
+}
+
+func newCreate(a *app) *cobra.Command {
+	o := &createOptions{}
+	cmd := &cobra.Command{
+		Use:     "create [flags]",
+		Short:   "Create a VM and start it, without attaching to it",
+		Long:    "Create a VM, start it and print its name.",
+		Example: "  banger vm create --name devbox\n  banger vm create --name later --no-start",
+		Args:    noArgs,
+		RunE: func(cmd *cobra.Command, _ []string) error {
+			create, err := o.spec.request(a, cmd)
+			if err != nil {
+				return err
+			}
+			create.Start = !o.noStart
+			return runCreate(cmd.Context(), a, create, o.timings)
+		},
+		ValidArgsFunction: noCompletion,
+	}
+	o.spec.register(a, cmd)
+	cmd.Flags().BoolVar(&o.noStart, "no-start", false, "only create it")
+	cmd.Flags().BoolVar(&o.timings, "timings", false, "at the end, print how long each stage took")
+	return cmd
+}
+
+func runCreate(ctx context.Context, a *app, create *bangerv1.CreateRequest, timings bool) error {
+	d := a.newDisplay()
+	defer d.keep()
+	began := time.Now()
+	if timings {
+		defer func() { d.timings(a.sys.Stderr, time.Since(began)) }()
+	}
+	client, err := a.connectTimed(ctx, d)
+	if err != nil {
+		return err
+	}
+	stream, err := client.VMs.Create(ctx, connect.NewRequest(create))
+	last, err := follow(stream, err, d, "")
+	d.keep()
+	if err != nil {
+		return err
+	}
+	vm := last.GetVm()
+	a.note("%s", summary(vm))
+	return a.printLine(vm.GetName())
+}

@@ -1,0 +1,142 @@
+package cli
+
+import (
+	"context"
+	"strings"
+	"time"
+
+	"github.com/spf13/cobra"
+
+	bangerv1 "banger/internal/gen/banger/v1"
+	"banger/internal/microvm"
+)
+
+type runOptions struct {
+	spec    specFlags
+	user    string
+	workdir string
+	tty     ttyChoice
+	remove  bool
+	detach  bool
+	timings bool
+}
+
+func newRun(a *app) *cobra.Command {
+	o := &runOptions{}
+	cmd := &cobra.Command{
+		Use:   "run [flags] [-- command...]",
+		Short: "Create a VM, start it and run a command or a shell in it",
+		Long: `Create a VM, start it and run a command in it; without one, a login shell.
+
+The command's input and output are this terminal's, and its exit status becomes banger's. When it ends the VM
+stays, unless --rm is given.`,
+		Example: `  banger run
+  banger run --name devbox --memory 2G -- make test
+  echo 'uname -a' | banger run --rm
+  banger run --rm --quiet -- tar c /etc > etc.tar`,
+		Args: commandAfterDash,
+		RunE: func(cmd *cobra.Command, args []string) error {
+			create, err := o.spec.request(a, cmd)
+			if err != nil {
+				return err
+			}
+			return runRun(cmd.Context(), a, o, create, args)
+		},
+		ValidArgsFunction: noCompletion,
+	}
+	o.spec.register(a, cmd)
+	f := cmd.Flags()
+	f.StringVarP(&o.user, "user", "u", "", "`user` of the command: name, uid, name:group or uid:gid")
+	f.StringVarP(&o.workdir, "workdir", "w", "", "working `directory` of the command")
+	registerTTY(cmd, &o.tty)
+	f.BoolVar(&o.remove, "rm", false, "delete the VM when the command has ended, Ctrl-C included")
+	f.BoolVarP(&o.detach, "detach", "d", false, "leave the VM running, print its name and attach to nothing")
+	f.BoolVar(&o.timings, "timings", false, "at the end, print how long each stage took")
+	return cmd
+}
+
+func registerTTY(cmd *cobra.Command, c *ttyChoice) {
+	f := cmd.Flags()
+	f.BoolVarP(&c.force, "tty", "t", false, "give the command a terminal (default: if input and output are one)")
+	f.BoolVarP(&c.never, "no-tty", "T", false, "give the command no terminal")
+}
+
+// commandAfterDash accepts arguments only after --.
+func commandAfterDash(cmd *cobra.Command, args []string) error {
+	dash := cmd.ArgsLenAtDash()
+	if dash == 0 || len(args) == 0 {
+		return nil
+	}
+	before := args
+	if dash > 0 {
+		before = args[:dash]
+	}
+	return usagef("%s takes no argument before --, but got %q", cmd.CommandPath(), before[0]).
+		withHint("%s -- %s", cmd.CommandPath(), strings.Join(before, " "))
+}
+
+func runRun(ctx context.Context, a *app, o *runOptions, create *bangerv1.CreateRequest, args []string) error {
+	create.Start = true
+	if o.detach {
+		switch {
+		case o.remove:
+			return usagef("-d and --rm exclude each other: nothing would end the VM")
+		case len(args) > 0:
+			return usagef("-d takes no command").withHint("start the VM, then: banger exec NAME -- %s", strings.Join(args, " "))
+		}
+		return runCreate(ctx, a, create, o.timings)
+	}
+	exec, err := a.execSpec(args, nil, o.user, o.workdir, o.tty)
+	if err != nil {
+		return err
+	}
+	d := a.newDisplay()
+	defer d.keep()
+	began := time.Now()
+	if o.timings {
+		defer func() { d.timings(a.sys.Stderr, time.Since(began)) }()
+	}
+	client, err := a.connectTimed(ctx, d)
+	if err != nil {
+		return err
+	}
+	var vm *bangerv1.VM
+	s := &session{
+		app:     a,
+		display: d,
+		start: &bangerv1.AttachStart{
+			Target: &bangerv1.AttachStart_Create{Create: create}, Exec: exec, Remove: o.remove,
+		},
+		onVM: func(up *bangerv1.VM) {
+			vm = up
+			d.erase()
+			a.note("%s", summary(up))
+		},
+	}
+	err = s.run(ctx, client.VMs.Run)
+	if vm != nil && !o.remove {
+		a.note("VM %s is still running; back to it: banger exec %s; delete it: banger rm --force %s",
+			vm.GetName(), vm.GetName(), vm.GetName())
+	}
+	return err
+}
+
+// summary is one line about what a VM is.
+func summary(vm *bangerv1.VM) string {
+	spec := vm.GetSpec()
+	backend := vm.GetBackend()
+	if backend == "" {
+		backend = spec.GetBackend()
+	}
+	if acc := vm.GetAccelerator(); acc != "" {
+		backend += " (" + acc + ")"
+	}
+	cpus := "1 vCPU"
+	if spec.GetVcpus() != 1 {
+		cpus = itoa(spec.GetVcpus()) + " vCPUs"
+	}
+	return vm.GetName() + ": " + strings.Join([]string{
+		spec.GetImage(), cpus, microvm.FormatSize(spec.GetMemory()) + " memory",
+		microvm.FormatSize(spec.GetDiskSize()) + " disk", "network " + spec.GetNet(), backend,
+	}, ", ")
+}

@@ -1,0 +1,181 @@
+// Package daemon is the root of the daemon: one function that makes the services and runs them until it is told to end.
+// It owns the daemon's lock, socket and log, and adapts mechanisms to what the services ask for. VMs are processes of
+// their own: they go on when the daemon ends, however it ends, and the next daemon takes them over.
+//
+// Shutdown order: the API stops answering, then the services' goroutines end, then the database is closed, then the lock
+// is given back.
+package daemon
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"io/fs"
+	"log/slog"
+	"net"
+	"net/http"
+	"os"
+	"path/filepath"
+	"sync"
+	"syscall"
+	"time"
+
+	"golang.org/x/sys/unix"
+
+	"banger/internal/config"
+	"banger/internal/fault"
+	"banger/internal/images"
+	"banger/internal/kernels"
+	"banger/internal/machines"
+	"banger/internal/rpcapi"
+	"banger/internal/store"
+)
+
+// Options is what the daemon is told by whoever starts it.
+type Options struct {
+	Config config.Config
+	Guest  string       // path of the guest agent's binary
+	Ready  func() error // called once when the daemon answers
+	Log    *slog.Logger
+}
+
+// Run runs the daemon until the context ends or a client shuts it down.
+func Run(ctx context.Context, o Options) error {
+	unix.Umask(0o077)
+	paths := o.Config.Paths
+	if err := paths.EnsureDirs(); err != nil {
+		return err
+	}
+	lock, err := takeLock(paths)
+	if err != nil {
+		return err
+	}
+	defer lock.Close() //nolint:errcheck // nothing to flush
+	listener, err := listen(paths.Socket())
+	if err != nil {
+		return err
+	}
+	defer listener.Close() //nolint:errcheck // the server closes it
+	db, err := store.Open(ctx, paths.DB())
+	if err != nil {
+		return err
+	}
+	defer db.Close() //nolint:errcheck // nothing is under way by then
+
+	ctx, cancel := context.WithCancel(ctx)
+	defer cancel()
+	im := images.New(images.Config{Dir: paths.Images(), CacheDir: paths.Cache, Log: o.Log})
+	ks := kernels.New(kernels.Config{Dir: paths.Kernels(), CacheDir: paths.Cache, Log: o.Log})
+	host, err := newHost()
+	if err != nil {
+		return err
+	}
+	vms := machines.New(machines.Config{
+		VMs: paths.VMs(), Runtime: paths.VMRuntimes(), Defaults: o.Config.VM.Spec(), EgressAllow: o.Config.Network.Allow.Value,
+	}, db, sources{im, ks, o.Guest}, host, o.Log)
+	self := &self{options: o, machines: vms, images: im, host: host, started: time.Now(), stop: cancel}
+
+	var wg sync.WaitGroup
+	defer wg.Wait()
+	defer cancel()
+	wg.Go(func() { vms.Run(ctx) })
+	wg.Go(func() { host.warm(ctx, o.Log) })
+	if err := errors.Join(im.Recover(ctx), ks.Recover(ctx), vms.Recover(ctx)); err != nil {
+		o.Log.Error("recover", "err", err) // what could not be mended stays findable; the rest works
+	}
+	return serve(ctx, listener, rpcapi.Handler(rpcapi.NewVMs(vms), im, ks, self), o)
+}
+
+// drainTimeout is how long calls under way may take to end when the daemon does.
+const drainTimeout = 2 * time.Second
+
+func serve(ctx context.Context, ln net.Listener, h http.Handler, o Options) error {
+	var protocols http.Protocols
+	protocols.SetHTTP1(true)
+	protocols.SetUnencryptedHTTP2(true)
+	server := &http.Server{
+		Handler: h, Protocols: &protocols, ReadHeaderTimeout: 10 * time.Second,
+		ErrorLog: slog.NewLogLogger(o.Log.Handler(), slog.LevelWarn),
+	}
+	ended := make(chan error, 1)
+	go func() { ended <- server.Serve(ln) }()
+	if err := o.Ready(); err != nil {
+		_ = server.Close()
+		return fmt.Errorf("say that the daemon is ready: %w", err)
+	}
+	o.Log.Info("daemon ready", "pid", os.Getpid(), "socket", ln.Addr().String())
+	select {
+	case err := <-ended:
+		return fmt.Errorf("serve: %w", err)
+	case <-ctx.Done():
+	}
+	// A stream that a client holds open does not end by itself; after the drain time it is cut.
+	drain, cancel := context.WithTimeout(context.WithoutCancel(ctx), drainTimeout)
+	defer cancel()
+	if err := server.Shutdown(drain); err != nil {
+		_ = server.Close()
+	}
+	o.Log.Info("daemon ended")
+	return nil
+}
+
+// takeLock makes sure that one daemon uses the state directory.
+func takeLock(p config.Paths) (*os.File, error) {
+	f, err := os.OpenFile(p.LockFile(), os.O_RDWR|os.O_CREATE|unix.O_NOFOLLOW, 0o600)
+	if err != nil {
+		return nil, fmt.Errorf("open daemon lock: %w", err)
+	}
+	err = unix.Flock(int(f.Fd()), unix.LOCK_EX|unix.LOCK_NB)
+	if errors.Is(err, unix.EWOULDBLOCK) {
+		_ = f.Close()
+		return nil, fault.New(fault.Exists, "another daemon runs with the state directory %s", p.State).
+			WithHint("talk to it: banger daemon status; end it: banger daemon stop")
+	}
+	if err != nil {
+		_ = f.Close()
+		return nil, fmt.Errorf("lock %s: %w", p.LockFile(), err)
+	}
+	return f, nil
+}
+
+// listen makes the daemon's socket. The caller holds the lock, so a socket that is there is a dead daemon's.
+func listen(path string) (net.Listener, error) {
+	if err := os.Remove(path); err != nil && !errors.Is(err, fs.ErrNotExist) {
+		return nil, fmt.Errorf("remove old socket: %w", err)
+	}
+	ln, err := net.Listen("unix", path) // mode 0600 by the umask, from the first moment
+	if err != nil {
+		return nil, fmt.Errorf("listen: %w", err)
+	}
+	if st, err := os.Lstat(path); err != nil || st.Mode().Perm()&0o077 != 0 {
+		_ = ln.Close()
+		return nil, errors.Join(err, fault.New(fault.Denied, "the socket %s is open to others", path))
+	}
+	return ln, nil
+}
+
+// exePath is where the running program is, also after an upgrade has replaced the file: the new one is then used.
+func exePath() (string, error) {
+	exe, err := os.Executable()
+	if err != nil {
+		return "", fmt.Errorf("find own program: %w", err)
+	}
+	const deleted = " (deleted)" // proc(5), /proc/pid/exe
+	if len(exe) > len(deleted) && exe[len(exe)-len(deleted):] == deleted {
+		exe = exe[:len(exe)-len(deleted)]
+	}
+	return filepath.Clean(exe), nil
+}
+
+// residentMemory returns the resident set size of this process in bytes, proc(5), /proc/pid/statm.
+func residentMemory() int64 {
+	b, err := os.ReadFile("/proc/self/statm")
+	if err != nil {
+		return 0
+	}
+	var size, resident int64
+	if _, err := fmt.Sscan(string(b), &size, &resident); err != nil {
+		return 0
+	}
+	return resident * int64(syscall.Getpagesize())
+}

@@ -1,0 +1,115 @@
+package guestagent
+
+import (
+	"encoding/binary"
+	"errors"
+	"fmt"
+	"io/fs"
+	"net/netip"
+	"os"
+	"path/filepath"
+	"strings"
+	"unsafe"
+
+	"golang.org/x/sys/unix"
+)
+
+// addEntropy mixes bytes into the kernel's random number generator, credits them in full, and makes it reseed at once
+// (random(4): RNDADDENTROPY, RNDRESEEDCRNG).
+func addEntropy(entropy []byte) error {
+	f, err := os.OpenFile("/dev/urandom", os.O_WRONLY, 0)
+	if err != nil {
+		return fmt.Errorf("add entropy: %w", err)
+	}
+	defer f.Close() //nolint:errcheck // nothing is buffered
+	// struct rand_pool_info: int entropy_count (bits), int buf_size (bytes), then the bytes.
+	pool := binary.NativeEndian.AppendUint32(nil, uint32(8*len(entropy))) //nolint:gosec // at most maxEntropy
+	pool = binary.NativeEndian.AppendUint32(pool, uint32(len(entropy)))   //nolint:gosec // at most maxEntropy
+	pool = append(pool, entropy...)
+	if _, _, errno := unix.Syscall(unix.SYS_IOCTL, f.Fd(), unix.RNDADDENTROPY, uintptr(unsafe.Pointer(&pool[0]))); errno != 0 {
+		return os.NewSyscallError("add entropy", errno)
+	}
+	// Kernels before 4.14 don't know it, and from 5.18 on the above is enough.
+	_, _, _ = unix.Syscall(unix.SYS_IOCTL, f.Fd(), rndReseedCRNG, 0)
+	return nil
+}
+
+const rndReseedCRNG = 0x5207 // linux/random.h
+
+// identify sets host name and machine id in the kernel and below root. Empty values leave things as they are.
+func identify(root, hostname, machineID string) error {
+	if hostname != "" {
+		if err := unix.Sethostname([]byte(hostname)); err != nil {
+			return os.NewSyscallError("sethostname", err)
+		}
+		if err := writeHostname(root, hostname); err != nil {
+			return err
+		}
+	}
+	if machineID == "" {
+		return nil
+	}
+	return replaceFile(filepath.Join(root, "etc/machine-id"), machineID+"\n", 0o444)
+}
+
+// writeHostname writes /etc/hostname and /etc/hosts.
+func writeHostname(root, hostname string) error {
+	if err := replaceFile(filepath.Join(root, "etc/hostname"), hostname+"\n", 0o644); err != nil {
+		return err
+	}
+	path := filepath.Join(root, "etc/hosts")
+	old, err := os.ReadFile(path)
+	if err != nil && !errors.Is(err, fs.ErrNotExist) {
+		return fmt.Errorf("read the hosts file: %w", err)
+	}
+	return replaceFile(path, hostsFile(string(old), hostname), 0o644)
+}
+
+// hostsFile gives the guest's own name the address that Debian gives it, and keeps what else is in the file.
+func hostsFile(old, hostname string) string {
+	const own = "127.0.1.1"
+	var b strings.Builder
+	local := false
+	for line := range strings.Lines(old) {
+		fields := strings.Fields(line)
+		if len(fields) > 0 && fields[0] == own {
+			continue
+		}
+		local = local || len(fields) > 1 && fields[0] == "127.0.0.1"
+		b.WriteString(strings.TrimSuffix(line, "\n") + "\n")
+	}
+	if !local {
+		b.WriteString("127.0.0.1\tlocalhost\n::1\tlocalhost ip6-localhost ip6-loopback\n")
+	}
+	b.WriteString(own + "\t" + hostname + "\n")
+	return b.String()
+}
+
+// resolvConf is a resolv.conf(5) with these name servers.
+func resolvConf(servers []netip.Addr) string {
+	var b strings.Builder
+	for _, a := range servers {
+		b.WriteString("nameserver " + a.String() + "\n")
+	}
+	return b.String()
+}
+
+// replaceFile writes a file in one step; a symbolic link of that name is replaced, not followed.
+func replaceFile(path, content string, mode fs.FileMode) error {
+	if err := os.MkdirAll(filepath.Dir(path), 0o755); err != nil { //nolint:gosec // as everywhere in /etc
+		return fmt.Errorf("write %s: %w", path, err)
+	}
+	tmp := path + ".banger"
+	_ = os.Remove(tmp)
+	if err := os.WriteFile(tmp, []byte(content), mode); err != nil {
+		return fmt.Errorf("write %s: %w", path, err)
+	}
+	if err := os.Rename(tmp, path); err != nil {
+		// A bind mount over the file can't be replaced, only written.
+		_ = os.Remove(tmp)
+		if err := os.WriteFile(path, []byte(content), mode); err != nil {
+			return fmt.Errorf("write %s: %w", path, err)
+		}
+	}
+	return nil
+}

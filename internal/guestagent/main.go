@@ -1,0 +1,181 @@
+package guestagent
+
+import (
+	"context"
+	"fmt"
+	"os"
+	"os/signal"
+	"runtime/debug"
+	"strconv"
+	"strings"
+	"time"
+
+	"golang.org/x/sys/unix"
+
+	"banger/internal/guestproto"
+)
+
+// Exit statuses of a hosted agent that was asked to go down.
+const (
+	exitPowerOff = 0
+	exitReboot   = 75
+)
+
+// besideName is the argv[0] of the agent beside systemd. The "@" keeps systemd from killing it.
+const besideName = "@banger-guest"
+
+// Main is the whole program. It returns the exit status.
+func Main(args []string) int {
+	// A small heap: the guest's memory is the user's, and every page of it is in every snapshot.
+	debug.SetGCPercent(50)
+	debug.SetMemoryLimit(32 << 20)
+	switch {
+	case os.Getpid() == 1:
+		return bootMain()
+	case args[0] == besideName:
+		return besideMain()
+	case len(args) == 4 && args[1] == "-hosted" && args[2] == "-link-fd":
+		return hostedMain(args[3])
+	default:
+		_, _ = fmt.Fprintln(os.Stderr, "banger-guest is the init of a banger microVM; for tests: -hosted -link-fd N")
+		return 2
+	}
+}
+
+// bootMain is process 1: it never returns, because the kernel panics if it does.
+func bootMain() int {
+	m := &machine{console: openConsole()}
+	params, err := m.boot()
+	if err == nil {
+		err = m.run(params)
+	}
+	m.complain(err)
+	m.halt(guestproto.PowerOff)
+	return 1
+}
+
+// besideMain is the agent beside systemd.
+func besideMain() int {
+	m := &machine{console: openConsole(), systemd: true}
+	port, err := openPort(guestproto.PortName, deviceWait)
+	if err == nil {
+		_ = m.console.Close()
+		err = New(string(guestproto.InitSystemd), m, newChildren()).Serve(context.Background(), port)
+	}
+	m.console = openConsole()
+	m.complain(err)
+	return 1
+}
+
+// hostedMain is the agent on a socket that it inherits.
+func hostedMain(number string) int {
+	fd, err := strconv.Atoi(number)
+	if err != nil || fd < 3 {
+		_, _ = fmt.Fprintln(os.Stderr, "banger-guest: bad descriptor")
+		return 2
+	}
+	unix.CloseOnExec(fd)
+	if err := unix.SetNonblock(fd, true); err != nil {
+		_, _ = fmt.Fprintln(os.Stderr, "banger-guest: bad descriptor:", err)
+		return 2
+	}
+	link := os.NewFile(uintptr(fd), "link")
+	down := make(chan guestproto.Shutdown, 1)
+	ctx, stop := signal.NotifyContext(context.Background(), unix.SIGTERM, unix.SIGINT)
+	defer stop()
+	served := make(chan error, 1)
+	go func() { served <- New("hosted", hosted{down}, newChildren()).Serve(ctx, link) }()
+	select {
+	case how := <-down:
+		if how == guestproto.Reboot {
+			return exitReboot
+		}
+		return exitPowerOff
+	case err := <-served:
+		if err != nil && ctx.Err() == nil {
+			_, _ = fmt.Fprintln(os.Stderr, "banger-guest:", err)
+			return 1
+		}
+		return 0
+	}
+}
+
+// hosted is a System that leaves the machine alone.
+type hosted struct{ down chan guestproto.Shutdown }
+
+func (hosted) Renew(int64, []byte) error     { return nil }
+func (hosted) Identify(string, string) error { return nil }
+func (h hosted) Shutdown(spec guestproto.ShutdownSpec) {
+	select {
+	case h.down <- spec.How:
+	default:
+	}
+}
+
+// machine is the System of a real guest.
+type machine struct {
+	console *os.File
+	systemd bool // the image's init is process 1
+	kids    *children
+	started time.Time
+	debug   bool
+	disk    *os.File // the system disk's root directory, which the new root hides; nil if there is none
+	down    chan guestproto.ShutdownSpec
+}
+
+func openConsole() *os.File {
+	f, err := os.OpenFile("/dev/console", os.O_WRONLY|unix.O_NOCTTY, 0)
+	if err != nil {
+		return os.Stderr
+	}
+	return f
+}
+
+// complain tells why the guest gives up, on the console, in one line that the host can find.
+func (m *machine) complain(err error) {
+	if err != nil {
+		_, _ = fmt.Fprintf(m.console, "\nbanger-guest: %s\n", strings.ReplaceAll(err.Error(), "\n", "; "))
+	}
+}
+
+// stage tells how long it took to get here, if asked for.
+func (m *machine) stage(name string) {
+	if m.debug {
+		_, _ = fmt.Fprintf(m.console, "banger-guest: %4d ms %s\n", time.Since(m.started).Milliseconds(), name)
+	}
+}
+
+// Renew steps the wall clock and mixes entropy into the kernel's generator. Zero values leave things as they are.
+func (m *machine) Renew(timeNS int64, entropy []byte) error {
+	if len(entropy) > 0 {
+		if err := addEntropy(entropy); err != nil {
+			return err
+		}
+	}
+	if timeNS == 0 {
+		return nil
+	}
+	now := unix.NsecToTimespec(timeNS)
+	if err := unix.ClockSettime(unix.CLOCK_REALTIME, &now); err != nil {
+		return os.NewSyscallError("clock_settime", err)
+	}
+	return nil
+}
+
+// Identify sets the host name and the machine id, in the kernel and in /etc.
+func (m *machine) Identify(hostname, machineID string) error {
+	return identify("/", hostname, machineID)
+}
+
+// Shutdown goes down: by systemd if that is process 1, else by ourselves.
+func (m *machine) Shutdown(spec guestproto.ShutdownSpec) {
+	unix.Sync()
+	if !m.systemd {
+		select {
+		case m.down <- spec:
+		default:
+		}
+		return
+	}
+	_ = unix.Kill(1, systemdSignal(spec.How))
+}

@@ -1,0 +1,126 @@
+package hypervisor
+
+import (
+	"errors"
+	"io/fs"
+	"net"
+	"os"
+	"path/filepath"
+	"strings"
+
+	"banger/internal/fault"
+)
+
+// MaxCmdline is the longest kernel command line in bytes, the backend's own part included (COMMAND_LINE_SIZE of
+// arch/x86 less the final NUL).
+const MaxCmdline = 2047
+
+// maxSerial is the longest serial of a virtio block device in bytes (VIRTIO_BLK_ID_BYTES of the virtio specification).
+const maxSerial = 20
+
+// Validate checks what every backend needs of a machine, without looking at the files it names. Its errors are
+// fault.Invalid.
+func (m Machine) Validate() error {
+	bad := func(format string, args ...any) error {
+		return fault.New(fault.Invalid, "bad machine %q: "+format, append([]any{m.ID}, args...)...)
+	}
+	switch {
+	case m.VCPUs < 1:
+		return bad("%d vCPUs", m.VCPUs)
+	case m.Memory <= 0 || m.Memory%(1<<20) != 0:
+		return bad("a memory of %d bytes is not a whole number of MiB", m.Memory)
+	case m.Kernel == "" || m.Initramfs == "":
+		return bad("it needs a kernel and an initramfs")
+	case strings.ContainsAny(m.Cmdline, "\x00\n") || len(m.Cmdline) > MaxCmdline:
+		return bad("its kernel command line is longer than %d bytes, or holds a NUL or a newline", MaxCmdline)
+	case !filepath.IsAbs(m.Dir):
+		return bad("its directory %q is not an absolute path", m.Dir)
+	}
+	seen := map[string]bool{}
+	for _, d := range m.Disks {
+		switch {
+		case !validSerial(d.Serial):
+			return bad("disk serial %q is not 1 to %d characters of a-z, 0-9 and -", d.Serial, maxSerial)
+		case seen[d.Serial]:
+			return bad("two disks have the serial %q", d.Serial)
+		}
+		seen[d.Serial] = true
+	}
+	if m.NIC == nil {
+		return nil
+	}
+	if mac, err := net.ParseMAC(m.NIC.MAC); err != nil || len(mac) != 6 || m.NIC.Conn == nil {
+		return bad("its network device needs a MAC address (got %q) and a connected socket", m.NIC.MAC)
+	}
+	return nil
+}
+
+func validSerial(s string) bool {
+	return s != "" && len(s) <= maxSerial && strings.Trim(s, "abcdefghijklmnopqrstuvwxyz0123456789-") == ""
+}
+
+// OpenFiles opens the machine's disks in their order, after checking that its kernel, initramfs and directory are there.
+// The caller closes the files. Its errors name the file; a file that is not there is fault.NotFound.
+func (m Machine) OpenFiles() (disks []*os.File, err error) {
+	defer func() {
+		if err == nil {
+			return
+		}
+		for _, f := range disks {
+			_ = f.Close()
+		}
+		disks = nil
+	}()
+	if err := check("kernel", m.Kernel, fs.FileMode.IsRegular); err != nil {
+		return nil, err
+	}
+	if err := check("initramfs", m.Initramfs, fs.FileMode.IsRegular); err != nil {
+		return nil, err
+	}
+	if err := check("directory of the VMM", m.Dir, fs.FileMode.IsDir); err != nil {
+		return nil, err
+	}
+	for _, d := range m.Disks {
+		// Looked at before it is opened: opening a FIFO would wait for its other end.
+		if err := check("disk "+d.Serial, d.Path, isDisk); err != nil {
+			return disks, err
+		}
+		flags := os.O_RDWR
+		if d.ReadOnly {
+			flags = os.O_RDONLY
+		}
+		f, err := os.OpenFile(d.Path, flags, 0)
+		if err != nil {
+			return disks, fileFault("disk "+d.Serial, err)
+		}
+		disks = append(disks, f)
+	}
+	return disks, nil
+}
+
+// isDisk accepts regular files and block devices.
+func isDisk(mode fs.FileMode) bool {
+	return mode.IsRegular() || mode&(fs.ModeDevice|fs.ModeCharDevice) == fs.ModeDevice
+}
+
+func check(what, path string, fits func(fs.FileMode) bool) error {
+	info, err := os.Stat(path)
+	if err != nil {
+		return fileFault(what, err)
+	}
+	if !fits(info.Mode()) {
+		return fault.New(fault.Invalid, "open %s: %s has the wrong type (%s)", what, path, info.Mode().Type())
+	}
+	return nil
+}
+
+func fileFault(what string, err error) error {
+	kind := fault.Internal
+	switch {
+	case errors.Is(err, fs.ErrNotExist):
+		kind = fault.NotFound
+	case errors.Is(err, fs.ErrPermission):
+		kind = fault.Denied
+	}
+	return fault.New(kind, "open %s: %w", what, err)
+}

@@ -1,0 +1,193 @@
+package machines
+
+import (
+	"context"
+	"errors"
+	"io"
+	"sync"
+	"time"
+
+	"banger/internal/fault"
+	"banger/internal/microvm"
+	"banger/internal/monitorlink"
+	"banger/internal/store"
+)
+
+// attachment is the daemon's side of one living monitor.
+type attachment struct {
+	id     microvm.ID
+	dirs   monitorlink.Dirs
+	launch monitorlink.Launch
+	client *monitorlink.Client
+	done   chan struct{} // closed when the monitor has ended; exit is then set
+	exit   monitorlink.Exit
+
+	mu      sync.Mutex
+	status  monitorlink.Status
+	changed chan struct{} // closed and replaced at each change
+}
+
+func (a *attachment) get() (monitorlink.Status, <-chan struct{}) {
+	a.mu.Lock()
+	defer a.mu.Unlock()
+	return a.status, a.changed
+}
+
+func (a *attachment) set(st monitorlink.Status) {
+	a.mu.Lock()
+	defer a.mu.Unlock()
+	a.status = st
+	close(a.changed)
+	a.changed = make(chan struct{})
+}
+
+// attach connects to the monitor of a VM and begins to follow it. The caller holds the VM's lock. The context bounds the
+// connecting only.
+func (s *Service) attach(ctx context.Context, vm microvm.VM, launch monitorlink.Launch) (*attachment, error) {
+	dirs := s.dirs(vm.ID)
+	a := &attachment{
+		id: vm.ID, dirs: dirs, launch: launch, client: monitorlink.NewClient(dirs.Socket()),
+		done: make(chan struct{}), changed: make(chan struct{}),
+	}
+	w, err := a.client.Watch(ctx)
+	if err != nil {
+		return nil, err
+	}
+	stop := context.AfterFunc(ctx, func() { _ = w.Close() })
+	first, err := w.Next()
+	if !stop() || err != nil {
+		_ = w.Close()
+		return nil, errors.Join(context.Cause(ctx), err)
+	}
+	a.status = first
+	if err := s.spawn(func(ctx context.Context) { s.follow(ctx, vm, a, w) }); err != nil {
+		_ = w.Close()
+		return nil, err
+	}
+	s.setAttachment(vm.ID, a)
+	return a, nil
+}
+
+// follow keeps the attachment's status until the monitor ends, then records the end unless an operation does.
+func (s *Service) follow(ctx context.Context, vm microvm.VM, a *attachment, w *monitorlink.Watch) {
+	stop := context.AfterFunc(ctx, func() { _ = w.Close() })
+	defer stop()
+	defer w.Close() //nolint:errcheck // nothing to flush
+	for {
+		st, err := w.Next()
+		if err == nil {
+			a.set(st)
+			if st.Exit == nil {
+				continue
+			}
+			a.exit = *st.Exit
+			break
+		}
+		if ctx.Err() != nil {
+			return // the daemon ends; the VM does not
+		}
+		// The stream ended without a last word: the monitor was killed, and its VMM dies with it.
+		if !errors.Is(err, io.EOF) {
+			s.log.Warn("follow monitor", "vm", vm.ID, "err", err)
+		}
+		if err := a.dirs.KillMonitor(killTimeout); err != nil {
+			s.log.Error("end monitor", "vm", vm.ID, "err", err)
+		}
+		a.exit = a.dirs.ReadExit()
+		break
+	}
+	close(a.done)
+	release, err := s.acquire(ctx, vm, "record its end", 0)
+	if err != nil {
+		return
+	}
+	defer release()
+	if s.attachment(vm.ID) == a {
+		if err := s.conclude(ctx, vm.ID, a, describe(a.exit)); err != nil {
+			s.log.Error("record end of VM", "vm", vm.ID, "err", err)
+		}
+	}
+}
+
+// killTimeout bounds the waiting for a killed process to be gone.
+const killTimeout = 10 * time.Second
+
+// conclude records that a VM does not run any more and removes what its processes left behind. The caller holds the VM's
+// lock, and the attachment, if there was one, is done.
+func (s *Service) conclude(ctx context.Context, id microvm.ID, a *attachment, cause string) error {
+	var errs []error
+	if err := s.dirs(id).KillMonitor(killTimeout); err != nil {
+		errs = append(errs, err)
+	}
+	if err := removeRuntime(s.dirs(id)); err != nil {
+		errs = append(errs, err)
+	}
+	if err := s.store.SetState(ctx, id, store.Change{To: microvm.Stopped, Cause: cause}); err != nil {
+		errs = append(errs, err)
+	}
+	if a != nil {
+		s.setAttachment(id, nil)
+		s.log.Info("VM stopped", "vm", id, "cause", cause)
+	}
+	return errors.Join(errs...)
+}
+
+// describe words the end of a monitor for people.
+func describe(e monitorlink.Exit) string {
+	switch e.Cause {
+	case "guest-shutdown":
+		return "the guest shut down"
+	case "guest-reset":
+		return "the guest rebooted or its kernel panicked"
+	case "killed":
+		return "killed"
+	}
+	if e.Detail == "" {
+		return string(e.Cause)
+	}
+	return string(e.Cause) + ": " + e.Detail
+}
+
+// waitReady waits until the guest's agent has answered, or the monitor has ended.
+func (a *attachment) waitReady(ctx context.Context) (monitorlink.Status, error) {
+	for {
+		st, changed := a.get()
+		if st.Phase == monitorlink.Ready {
+			return st, nil
+		}
+		select {
+		case <-changed:
+		case <-a.done:
+			return st, &endedError{a.exit}
+		case <-ctx.Done():
+			return st, context.Cause(ctx)
+		}
+	}
+}
+
+// endedError says that a VM ended while it was being started.
+type endedError struct{ exit monitorlink.Exit }
+
+func (e *endedError) Error() string {
+	text := e.exit.Detail
+	if text == "" {
+		text = describe(e.exit)
+	}
+	if e.exit.ConsoleTail != "" {
+		text += "\nlast lines of the console:\n" + e.exit.ConsoleTail
+	}
+	return text
+}
+
+// fault classifies the end of a VM that was being started.
+func (e *endedError) fault(name string) *fault.Error {
+	kind := fault.Internal
+	if e.exit.Cause == monitorlink.BootTimeout {
+		kind = fault.Timeout
+	}
+	f := fault.New(kind, "start VM %s: %w", name, e)
+	if e.exit.Hint != "" {
+		return f.WithHint("%s", e.exit.Hint)
+	}
+	return f.WithHint("look at its console: banger logs %s", name)
+}

@@ -1,0 +1,200 @@
+// Package machines is the service of virtual machines: it creates, starts, stops, deletes and recovers them. It alone
+// knows the order disk, network, boot. It decides; the mechanisms that it uses are behind the small interfaces below.
+//
+// Every change of a VM is recorded in the store before its effect, and every file of a VM has a name that derives from
+// the VM's id, so that a crash between any two lines leaves something that Recover finds (recover.go holds the table).
+//
+// Locks: each VM has one lock, held by one named operation at a time (lock.go) for as long as that takes; whoever comes
+// meanwhile waits a moment and is then told who holds it. Service.mu guards the table of locks and attachments and is
+// never held over I/O. There is no other lock; nothing is locked across VMs.
+//
+// Goroutines: one per attached monitor, which follows the monitor's status and records its end. Run owns them all. When
+// Run's context ends they stop watching and the VMs go on running.
+package machines
+
+import (
+	"context"
+	"encoding/json"
+	"log/slog"
+	"net/netip"
+	"path/filepath"
+	"sync"
+	"time"
+
+	"banger/internal/fault"
+	"banger/internal/microvm"
+	"banger/internal/monitorlink"
+	"banger/internal/progress"
+	"banger/internal/store"
+)
+
+// Store keeps the rows of VMs.
+type Store interface {
+	Insert(ctx context.Context, vm *microvm.VM) error
+	Get(ctx context.Context, id microvm.ID) (microvm.VM, error)
+	List(ctx context.Context) ([]microvm.VM, error)
+	SetState(ctx context.Context, id microvm.ID, c store.Change) error
+	SetImageDigest(ctx context.Context, id microvm.ID, digest string) error
+	Remove(ctx context.Context, id microvm.ID) error
+}
+
+// Image is a root file system that a VM can boot.
+type Image struct {
+	Digest string
+	Path   string // raw ext4 image, read-only
+}
+
+// Kernel is a kernel that a VM can boot.
+type Kernel struct {
+	Path      string
+	Initramfs string
+	Modules   string // ext4 image of the modules; empty: none
+}
+
+// Sources makes images and kernels present. Both calls are cheap when the thing is there, and are done once when many
+// ask at the same time.
+type Sources interface {
+	Image(ctx context.Context, name string, report progress.Sink) (Image, error)
+	ImageByDigest(ctx context.Context, digest string) (Image, error)
+	Kernel(ctx context.Context, name string, report progress.Sink) (Kernel, error)
+}
+
+// Host is what the service does to the host besides files of its own.
+type Host interface {
+	// BlankDisk makes a sparse file with an empty ext4 file system.
+	BlankDisk(ctx context.Context, path string, size int64) error
+	// Hypervisor decides which VMM serves a request for "auto" or for one by name.
+	Hypervisor(ctx context.Context, wanted string) (Hypervisor, error)
+	// StartMonitor starts the monitor process of a VM.
+	StartMonitor(d monitorlink.Dirs, l monitorlink.Launch) error
+}
+
+// Hypervisor is the VMM that was chosen.
+type Hypervisor struct {
+	Backend     string
+	Accelerator string
+	Reason      string          // why, in words
+	Host        json.RawMessage // for the backend in the monitor
+	BootTimeout time.Duration   // how long a healthy guest may take at most
+}
+
+// Config is what the service is told once.
+type Config struct {
+	VMs         string         // directory; each VM has a directory of its own in it
+	Runtime     string         // likewise, for what does not outlive a reboot
+	Defaults    microvm.Spec   // for what a request leaves out
+	EgressAllow []netip.Prefix // granted beyond the default egress policy
+}
+
+// Service is the service of VMs.
+type Service struct {
+	config  Config
+	store   Store
+	sources Sources
+	host    Host
+	log     *slog.Logger
+
+	tasks  chan func(context.Context) // goroutines for Run to own
+	closed chan struct{}              // Run has ended
+
+	mu      sync.Mutex
+	entries map[microvm.ID]*entry
+}
+
+// New returns a service. It does nothing before Run.
+func New(c Config, st Store, sources Sources, host Host, log *slog.Logger) *Service {
+	return &Service{
+		config: c, store: st, sources: sources, host: host, log: log,
+		tasks: make(chan func(context.Context)), closed: make(chan struct{}),
+		entries: map[microvm.ID]*entry{},
+	}
+}
+
+// Run owns the service's goroutines. It returns when the context has ended and they have.
+func (s *Service) Run(ctx context.Context) {
+	var wg sync.WaitGroup
+	defer wg.Wait()
+	defer close(s.closed)
+	for {
+		select {
+		case task := <-s.tasks:
+			wg.Go(func() { task(ctx) })
+		case <-ctx.Done():
+			return
+		}
+	}
+}
+
+// spawn hands a goroutine to Run.
+func (s *Service) spawn(task func(context.Context)) error {
+	select {
+	case s.tasks <- task:
+		return nil
+	case <-s.closed:
+		return fault.New(fault.Unavailable, "the daemon is shutting down").WithHint("try again: it starts by itself")
+	}
+}
+
+// Info is a VM with what is known of its running process.
+type Info struct {
+	microvm.VM
+
+	Directory string
+	Backend   string // what runs it; empty if it does not run
+	Accel     string
+	Reason    string // why it was chosen
+	Status    monitorlink.Status
+}
+
+// List returns every VM, oldest first.
+func (s *Service) List(ctx context.Context) ([]Info, error) {
+	vms, err := s.store.List(ctx)
+	if err != nil {
+		return nil, err
+	}
+	infos := make([]Info, len(vms))
+	for i, vm := range vms {
+		infos[i] = s.info(vm)
+	}
+	return infos, nil
+}
+
+// Get returns the VM that a reference means: a name, an id, or an unambiguous prefix of an id.
+func (s *Service) Get(ctx context.Context, ref string) (Info, error) {
+	vm, err := s.resolve(ctx, ref)
+	if err != nil {
+		return Info{}, err
+	}
+	return s.info(vm), nil
+}
+
+func (s *Service) resolve(ctx context.Context, ref string) (microvm.VM, error) {
+	vms, err := s.store.List(ctx)
+	if err != nil {
+		return microvm.VM{}, err
+	}
+	return microvm.Resolve(vms, ref)
+}
+
+func (s *Service) info(vm microvm.VM) Info {
+	info := Info{VM: vm, Directory: s.dirs(vm.ID).State}
+	if a := s.attachment(vm.ID); a != nil {
+		info.Status, _ = a.get()
+		info.Backend, info.Accel, info.Reason = a.launch.Backend, a.launch.Accelerator, a.launch.Reason
+	}
+	return info
+}
+
+// dirs names the directories of a VM.
+func (s *Service) dirs(id microvm.ID) monitorlink.Dirs {
+	return monitorlink.Dirs{
+		State:   filepath.Join(s.config.VMs, string(id)),
+		Runtime: filepath.Join(s.config.Runtime, string(id)),
+	}
+}
+
+// Files of a VM in its state directory.
+const (
+	systemDisk = "system.img"
+	workDisk   = "work.img"
+)

@@ -1,0 +1,196 @@
+package machines
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"io/fs"
+	"os"
+	"path/filepath"
+	"time"
+
+	"golang.org/x/sync/errgroup"
+
+	"banger/internal/microvm"
+	"banger/internal/monitorlink"
+	"banger/internal/store"
+)
+
+// presence is what recovery finds of a VM's process.
+type presence int
+
+const (
+	absent presence = iota // no process holds the VM's lock
+	silent                 // a process holds it and does not answer
+	alive                  // a monitor answers
+)
+
+// action is what recovery does with a VM.
+type action int
+
+const (
+	keep     action = iota // it is as recorded
+	adopt                  // take the living monitor over
+	settle                 // end what there is and record it as stopped
+	finish                 // go on with the stop that was under way
+	discard                // remove every trace
+	endStray               // end a process that should not be, keep the record
+)
+
+// recovery is the table of what is done, for each recorded state and each presence.
+var recovery = map[microvm.State][3]action{ //nolint:gochecknoglobals // a constant table
+	//                  absent   silent    alive
+	microvm.Creating: {discard, discard, discard},
+	microvm.Stopped:  {keep, endStray, endStray},
+	microvm.Starting: {settle, settle, adopt},
+	microvm.Running:  {settle, settle, adopt},
+	microvm.Paused:   {settle, settle, adopt},
+	microvm.Stopping: {settle, settle, finish},
+	microvm.Deleting: {discard, discard, discard},
+	microvm.Failed:   {keep, endStray, endStray},
+}
+
+// Bounds of recovery.
+const (
+	recoverTimeout = 2 * time.Second // for one monitor to answer
+	recoverAtOnce  = 16              // VMs looked at side by side
+	stopTimeout    = 10 * time.Second
+)
+
+// Recover brings records and reality together after the daemon was away: it adopts living monitors, records the end of
+// dead ones, ends half-done work and removes what belongs to no VM. Run must be running. One VM that cannot be mended
+// does not keep the others from it.
+func (s *Service) Recover(ctx context.Context) error {
+	vms, err := s.store.List(ctx)
+	if err != nil {
+		return err
+	}
+	var g errgroup.Group
+	g.SetLimit(recoverAtOnce)
+	known := map[string]bool{}
+	for _, vm := range vms {
+		known[string(vm.ID)] = true
+		g.Go(func() error {
+			if err := s.recoverOne(ctx, vm); err != nil {
+				return fmt.Errorf("recover VM %s: %w", vm.Name, err)
+			}
+			return nil
+		})
+	}
+	return errors.Join(g.Wait(), s.sweep(known))
+}
+
+func (s *Service) recoverOne(ctx context.Context, vm microvm.VM) error {
+	release, err := s.acquire(ctx, vm, "recover", 0)
+	if err != nil {
+		return err
+	}
+	defer release()
+	dirs := s.dirs(vm.ID)
+	held, err := dirs.Alive()
+	if err != nil {
+		return err
+	}
+	found := absent
+	var a *attachment
+	if held {
+		found = silent
+		// A launch record that cannot be read takes away nothing that a running VM needs.
+		launch, _ := dirs.ReadLaunch()
+		connect, cancel := context.WithTimeout(ctx, recoverTimeout)
+		a, err = s.attach(connect, vm, launch)
+		cancel()
+		if err == nil {
+			found = alive
+		}
+	}
+	act := recovery[vm.State][found]
+	if vm.Ephemeral && vm.State != microvm.Failed {
+		act = discard // the client that it was made for went with the daemon
+	}
+	if act != keep {
+		s.log.Info("recover VM", "vm", vm.ID, "state", vm.State, "found", int(found), "action", int(act))
+	}
+	return s.recoverBy(ctx, act, vm, a)
+}
+
+func (s *Service) recoverBy(ctx context.Context, act action, vm microvm.VM, a *attachment) error {
+	switch act {
+	case keep:
+		return nil
+	case adopt:
+		return s.adopt(ctx, vm, a)
+	case finish:
+		return s.finishStop(ctx, vm, a)
+	case discard:
+		return s.delete(ctx, vm)
+	case settle, endStray:
+		var errs []error
+		if a != nil {
+			errs = append(errs, s.end(ctx, vm.ID, a))
+		}
+		if act == settle {
+			errs = append(errs, s.conclude(ctx, vm.ID, a, lastWord(s.dirs(vm.ID))))
+		} else {
+			errs = append(errs, s.dirs(vm.ID).KillMonitor(killTimeout), removeRuntime(s.dirs(vm.ID)))
+		}
+		return errors.Join(errs...)
+	}
+	return nil
+}
+
+// lastWord describes how a VM ended while no daemon looked.
+func lastWord(d monitorlink.Dirs) string { return describe(d.ReadExit()) }
+
+// adopt takes over a living monitor. A VM whose start was under way is given up: nobody waits for it any more, and
+// whether it would have come up is not known.
+func (s *Service) adopt(ctx context.Context, vm microvm.VM, a *attachment) error {
+	st, _ := a.get()
+	switch {
+	case st.Phase == monitorlink.Ready && st.Paused:
+		if vm.State == microvm.Paused {
+			return nil
+		}
+		if vm.State == microvm.Starting {
+			if err := s.store.SetState(ctx, vm.ID, store.Change{To: microvm.Running, BootID: st.BootID}); err != nil {
+				return err
+			}
+		}
+		return s.store.SetState(ctx, vm.ID, store.Change{To: microvm.Paused})
+	case st.Phase == monitorlink.Ready:
+		if vm.State == microvm.Running {
+			return nil
+		}
+		return s.store.SetState(ctx, vm.ID, store.Change{To: microvm.Running, BootID: st.BootID})
+	}
+	return errors.Join(s.end(ctx, vm.ID, a), s.conclude(ctx, vm.ID, a, "its start was interrupted"))
+}
+
+func (s *Service) finishStop(ctx context.Context, vm microvm.VM, a *attachment) error {
+	s.shutdown(ctx, a, stopTimeout)
+	return errors.Join(s.end(ctx, vm.ID, a), s.conclude(ctx, vm.ID, a, "stopped"))
+}
+
+// sweep removes directories that look like a VM's and belong to none.
+func (s *Service) sweep(known map[string]bool) error {
+	var errs []error
+	for _, parent := range []string{s.config.Runtime, s.config.VMs} {
+		entries, err := os.ReadDir(parent)
+		if err != nil && !errors.Is(err, fs.ErrNotExist) {
+			errs = append(errs, err)
+		}
+		for _, e := range entries {
+			id := e.Name()
+			if known[id] || !microvm.IsID(id) || !e.IsDir() {
+				continue
+			}
+			s.log.Info("remove what belongs to no VM", "path", filepath.Join(parent, id))
+			if err := s.dirs(microvm.ID(id)).KillMonitor(killTimeout); err != nil {
+				errs = append(errs, err)
+				continue
+			}
+			errs = append(errs, os.RemoveAll(filepath.Join(parent, id)))
+		}
+	}
+	return errors.Join(errs...)
+}

@@ -1,0 +1,35 @@
+package microvm
+
+import (
+	"strings"
+
+	"banger/internal/fault"
+)
+
+// Resolve finds the VM that a reference means: a name, an id, or an unambiguous prefix of an id, in this order.
+func Resolve(vms []VM, ref string) (VM, error) {
+	if ref == "" {
+		return VM{}, fault.New(fault.Invalid, "no VM named").WithHint("give a name, an id, or the beginning of an id")
+	}
+	var prefixed []VM
+	for _, vm := range vms {
+		if vm.Name == ref && vm.State != Deleting || string(vm.ID) == ref {
+			return vm, nil
+		}
+		if strings.HasPrefix(string(vm.ID), ref) {
+			prefixed = append(prefixed, vm)
+		}
+	}
+	switch len(prefixed) {
+	case 0:
+		return VM{}, fault.New(fault.NotFound, "there is no VM %q", clip(ref)).WithHint("list them: banger ps")
+	case 1:
+		return prefixed[0], nil
+	}
+	names := make([]string, 0, len(prefixed))
+	for _, vm := range prefixed {
+		names = append(names, vm.Name)
+	}
+	return VM{}, fault.New(fault.Invalid, "%q is the beginning of the ids of several VMs: %s", clip(ref), strings.Join(names, ", ")).
+		WithHint("give more of the id, or the name")
+}

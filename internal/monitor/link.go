@@ -1,0 +1,81 @@
+package monitor
+
+import (
+	"context"
+	"log/slog"
+	"net"
+	"sync"
+	"time"
+
+	"banger/internal/fault"
+	"banger/internal/guestlink"
+	"banger/internal/monitorlink"
+)
+
+// link keeps a session with the agent. If the agent ends the session (it was killed, or it misbehaves), a new one is
+// opened as soon as an agent answers; the guest can at worst make itself unreachable.
+type link struct {
+	mu      sync.Mutex
+	session *guestlink.Session
+}
+
+// guestReady is the agent's first answer.
+type guestReady struct {
+	bootID, release, agent string
+	at                     time.Time
+}
+
+func newLink() *link { return &link{} }
+
+// retryPause bounds how often a misbehaving guest can make the host open sessions.
+const retryPause = time.Second
+
+// keep opens sessions over the transport until the VMM is gone, which closes the transport.
+func (l *link) keep(ctx context.Context, transport net.Conn, b *board, ready chan<- guestReady, log *slog.Logger) {
+	first := true
+	for ctx.Err() == nil {
+		s, hello, err := guestlink.Open(ctx, transport)
+		if err == nil {
+			l.set(s)
+			if first {
+				ready <- guestReady{hello.BootID, hello.Kernel, hello.Agent, time.Now()}
+				first = false
+			} else {
+				b.update(func(st *monitorlink.Status) { st.Reachable = true })
+			}
+			select {
+			case <-s.Done():
+			case <-ctx.Done():
+			}
+			l.set(nil)
+			_ = s.Close()
+			b.update(func(st *monitorlink.Status) { st.Reachable = false })
+		}
+		if ctx.Err() != nil {
+			return
+		}
+		log.Warn("guest link is down", "err", err)
+		select {
+		case <-time.After(retryPause):
+		case <-ctx.Done():
+		}
+	}
+}
+
+func (l *link) set(s *guestlink.Session) {
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	l.session = s
+}
+
+// OpenStream opens a stream to the agent.
+func (l *link) OpenStream(ctx context.Context) (net.Conn, error) {
+	l.mu.Lock()
+	s := l.session
+	l.mu.Unlock()
+	if s == nil {
+		return nil, fault.New(fault.Unavailable, "the agent in the guest does not answer").
+			WithHint("look at the console: banger logs <vm>; restart the VM if it does not come back")
+	}
+	return s.OpenStream(ctx)
+}

@@ -1,0 +1,206 @@
+// Package monitor is the process that stands beside one VM for as long as it runs. It is the parent of the VMM and owns
+// what must live exactly as long: the VMM itself, the user-mode network, the console log, the link to the agent. It
+// outlives the daemon, holds no policy and writes no database: it does what its launch record says, tells its status
+// to whoever watches, and leaves a last word (exit.json) in the VM's directory.
+//
+// Goroutines: Run owns all of them and returns when the VMM is gone and they have ended. Shutdown order: VMM, network
+// and console (they end with their descriptors), exit record, watchers (who see Ended and then the end of the stream),
+// socket.
+//
+// Locks: board.mu guards the status, console.mu the log; neither is held while the other is taken, nor over a read or
+// write that a peer could block. The console's file is written under its lock: it is a local file.
+package monitor
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"io"
+	"log/slog"
+	"net"
+	"os"
+	"sync"
+	"time"
+
+	"golang.org/x/sys/unix"
+
+	"banger/internal/backends"
+	"banger/internal/fault"
+	"banger/internal/guestlink"
+	"banger/internal/hypervisor"
+	"banger/internal/monitorlink"
+	"banger/internal/usernet"
+)
+
+// Monitor watches over one VM.
+type Monitor struct {
+	dirs     monitorlink.Dirs
+	launch   monitorlink.Launch
+	listener *net.UnixListener
+	log      *slog.Logger
+
+	board   *board
+	console *console
+	link    *link
+}
+
+// New returns the monitor of the VM whose directories are given. It does nothing yet.
+func New(dirs monitorlink.Dirs, launch monitorlink.Launch, ln *net.UnixListener, log *slog.Logger) *Monitor {
+	return &Monitor{
+		dirs: dirs, launch: launch, listener: ln, log: log,
+		board:   newBoard(monitorlink.Status{Phase: monitorlink.Booting, MonitorPid: os.Getpid()}),
+		console: newConsole(dirs.ConsoleLog()),
+		link:    newLink(),
+	}
+}
+
+// Run boots the VM and stays until it has ended, or until the context ends, which kills it.
+func (m *Monitor) Run(ctx context.Context) error {
+	if err := m.dirs.Identify(); err != nil {
+		return err
+	}
+	defer m.listener.Close() //nolint:errcheck // nothing to flush
+	exit := m.session(ctx)
+	err := m.dirs.WriteExit(exit)
+	if err != nil {
+		m.log.Error("leave exit record", "err", err)
+	}
+	m.board.update(func(s *monitorlink.Status) {
+		s.Phase, s.Exit, s.Reachable, s.Paused = monitorlink.Ended, &exit, false, false
+	})
+	m.board.finish()
+	return err
+}
+
+// session is the life of the VMM.
+func (m *Monitor) session(ctx context.Context) monitorlink.Exit {
+	began := time.Now()
+	vmm, network, err := m.boot(ctx)
+	if err != nil {
+		return monitorlink.Exit{
+			Cause: monitorlink.BootFailed, Detail: err.Error(), Hint: fault.HintOf(err), At: time.Now(),
+		}
+	}
+	defer vmm.Kill()
+	m.board.update(func(s *monitorlink.Status) {
+		s.VMMPid = vmm.Pid()
+		s.Stages = append(s.Stages, monitorlink.Stage{Name: "vmm", Elapsed: time.Since(began)})
+	})
+	m.log.Info("VMM started", "vm", m.launch.ID, "pid", vmm.Pid(), "dur", time.Since(began))
+
+	ctx, cancel := context.WithCancel(ctx)
+	var wg sync.WaitGroup
+	defer wg.Wait()
+	defer cancel()
+	if network != nil {
+		wg.Go(func() { m.runNetwork(ctx, network) })
+	}
+	wg.Go(func() { m.console.pump(vmm.Console()) })
+	wg.Go(func() { m.serve(ctx, vmm) })
+	ready := make(chan guestReady, 1)
+	wg.Go(func() { m.link.keep(ctx, vmm.Link(), m.board, ready, m.log) })
+
+	deadline := time.NewTimer(m.launch.BootTimeout)
+	defer deadline.Stop()
+	for {
+		select {
+		case hello := <-ready:
+			deadline.Stop()
+			m.board.update(func(s *monitorlink.Status) {
+				s.Phase, s.Reachable = monitorlink.Ready, true
+				s.BootID, s.KernelRelease, s.AgentVersion = hello.bootID, hello.release, hello.agent
+				s.Stages = append(s.Stages, monitorlink.Stage{Name: "guest", Elapsed: hello.at.Sub(began) - s.Stages[0].Elapsed})
+			})
+			m.log.Info("guest ready", "vm", m.launch.ID, "dur", hello.at.Sub(began))
+		case <-deadline.C:
+			vmm.Kill()
+			return monitorlink.Exit{
+				Cause:       monitorlink.BootTimeout,
+				Detail:      fmt.Sprintf("the agent in the guest did not answer within %s", m.launch.BootTimeout),
+				ConsoleTail: m.console.tail(),
+				At:          time.Now(),
+			}
+		case <-ctx.Done():
+			vmm.Kill()
+			return m.exitOf(vmm)
+		case <-vmm.Done():
+			return m.exitOf(vmm)
+		}
+	}
+}
+
+// exitOf words the VMM's end.
+func (m *Monitor) exitOf(vmm hypervisor.VMM) monitorlink.Exit {
+	e := vmm.Exit()
+	exit := monitorlink.Exit{Cause: monitorlink.Cause(e.Cause), Detail: e.Detail, At: e.At}
+	if e.Cause == hypervisor.Crashed || e.Cause == hypervisor.GuestReset || m.board.get().Phase == monitorlink.Booting {
+		m.console.settle()
+		exit.ConsoleTail = m.console.tail()
+	}
+	m.log.Info("VMM ended", "vm", m.launch.ID, "cause", e.Cause, "detail", e.Detail)
+	return exit
+}
+
+// network is the host side of the VM's network device.
+type network struct {
+	net  *usernet.Network
+	conn net.Conn
+}
+
+// boot makes the network and starts the VMM.
+func (m *Monitor) boot(ctx context.Context) (hypervisor.VMM, *network, error) {
+	backend, err := backends.Make(m.launch.Backend, m.launch.Host)
+	if err != nil {
+		return nil, nil, err
+	}
+	machine := m.launch.Machine
+	var n *network
+	if m.launch.Network != nil {
+		if n, machine.NIC, err = m.makeNetwork(); err != nil {
+			return nil, nil, err
+		}
+	}
+	vmm, err := backend.Boot(ctx, machine)
+	if err != nil {
+		if n != nil {
+			_ = n.conn.Close()
+		}
+		return nil, nil, err
+	}
+	return vmm, n, nil
+}
+
+// guestMAC is the same in every VM: each has a network of its own, and copies of a VM need not change theirs.
+const guestMAC = "52:54:00:62:6e:67"
+
+// makeNetwork makes the user-mode network and the two ends of the wire.
+func (m *Monitor) makeNetwork() (*network, *hypervisor.NIC, error) {
+	l := m.launch.Network
+	n, err := usernet.New(usernet.Config{
+		Guest: l.Guest, Gateway: l.Gateway, MTU: l.MTU, Policy: usernet.Policy{Allow: l.Allow}, Log: m.log,
+	})
+	if err != nil {
+		return nil, nil, fmt.Errorf("make user-mode network: %w", err)
+	}
+	fds, err := unix.Socketpair(unix.AF_UNIX, unix.SOCK_STREAM|unix.SOCK_CLOEXEC, 0)
+	if err != nil {
+		return nil, nil, fmt.Errorf("make network wire: %w", err)
+	}
+	guest, host := os.NewFile(uintptr(fds[0]), "nic"), os.NewFile(uintptr(fds[1]), "wire")
+	conn, err := net.FileConn(host)
+	_ = host.Close()
+	if err != nil {
+		_ = guest.Close()
+		return nil, nil, fmt.Errorf("make network wire: %w", err)
+	}
+	return &network{net: n, conn: conn}, &hypervisor.NIC{MAC: guestMAC, Conn: guest}, nil
+}
+
+func (m *Monitor) runNetwork(ctx context.Context, n *network) {
+	defer n.conn.Close() //nolint:errcheck // nothing to flush
+	if err := n.net.Run(ctx, n.conn); err != nil && ctx.Err() == nil && !errors.Is(err, io.EOF) {
+		m.log.Error("user-mode network", "vm", m.launch.ID, "err", err)
+	}
+}
+
+var _ guestlink.Opener = (*link)(nil)

@@ -1,0 +1,165 @@
+package monitor
+
+import (
+	"context"
+	"io"
+	"net"
+	"sync"
+	"time"
+
+	"banger/internal/fault"
+	"banger/internal/hypervisor"
+	"banger/internal/monitorlink"
+)
+
+// requestTimeout bounds how long a client may take to say what it wants.
+const requestTimeout = 5 * time.Second
+
+// serve answers clients until the VMM has ended. Watchers are served longer: they learn of the end.
+func (m *Monitor) serve(ctx context.Context, vmm hypervisor.VMM) {
+	var wg sync.WaitGroup
+	defer wg.Wait()
+	stop := context.AfterFunc(ctx, func() { _ = m.listener.SetDeadline(time.Unix(1, 0)) })
+	defer stop()
+	for {
+		conn, err := m.listener.AcceptUnix()
+		if err != nil {
+			return
+		}
+		wg.Go(func() { m.handle(ctx, conn, vmm) })
+	}
+}
+
+// handle answers one client.
+func (m *Monitor) handle(ctx context.Context, conn *net.UnixConn, vmm hypervisor.VMM) {
+	var req monitorlink.Request
+	_ = conn.SetDeadline(time.Now().Add(requestTimeout))
+	err := monitorlink.ReadLine(conn, &req)
+	_ = conn.SetDeadline(time.Time{})
+	if err != nil {
+		_ = conn.Close()
+		return
+	}
+	if req.Op == monitorlink.OpWatch {
+		if answer(conn, nil) == nil {
+			// Not waited for by serve: it ends after the VMM, with the board.
+			m.board.readers.Add(1)
+			go m.watch(conn)
+		}
+		return
+	}
+	defer conn.Close() //nolint:errcheck // nothing to flush
+	defer context.AfterFunc(ctx, func() { _ = conn.Close() })()
+	switch req.Op {
+	case monitorlink.OpStream:
+		stream, err := m.link.OpenStream(ctx)
+		if answer(conn, err) == nil && err == nil {
+			join(conn, stream)
+		}
+	case monitorlink.OpConsole, monitorlink.OpFollow:
+		if answer(conn, nil) == nil {
+			m.attach(conn, req.Op == monitorlink.OpFollow)
+		}
+	case monitorlink.OpKill:
+		vmm.Kill()
+		_ = answer(conn, nil)
+	case monitorlink.OpPause, monitorlink.OpResume:
+		_ = answer(conn, m.pause(ctx, vmm, req.Op == monitorlink.OpPause))
+	default:
+		_ = answer(conn, fault.New(fault.Unsupported, "this monitor does not know the request %q", req.Op).
+			WithHint("it was started by an older banger; restart the VM"))
+	}
+}
+
+func (m *Monitor) pause(ctx context.Context, vmm hypervisor.VMM, pause bool) error {
+	act := vmm.Resume
+	if pause {
+		act = vmm.Pause
+	}
+	if err := act(ctx); err != nil {
+		return err
+	}
+	m.board.update(func(s *monitorlink.Status) { s.Paused = pause })
+	return nil
+}
+
+func answer(conn net.Conn, err error) error {
+	var res monitorlink.Response
+	if err != nil {
+		res = monitorlink.Response{Kind: fault.KindOf(err).String(), Message: err.Error(), Hint: fault.HintOf(err)}
+	}
+	return monitorlink.WriteLine(conn, res)
+}
+
+// watch sends the status at each change until the end.
+func (m *Monitor) watch(conn net.Conn) {
+	defer m.board.readers.Done()
+	defer conn.Close() //nolint:errcheck // nothing to flush
+	gone := make(chan struct{})
+	go func() {
+		defer close(gone)
+		_, _ = io.Copy(io.Discard, conn) // the client says nothing more; its end is the end
+	}()
+	for {
+		status, changed, last := m.board.next()
+		_ = conn.SetWriteDeadline(time.Now().Add(requestTimeout))
+		if monitorlink.WriteLine(conn, status) != nil || last {
+			return
+		}
+		select {
+		case <-changed:
+		case <-gone:
+			return
+		}
+	}
+}
+
+// attach connects a client with the console.
+func (m *Monitor) attach(conn net.Conn, history bool) {
+	r, past := m.console.attach(history)
+	defer m.console.detach(r)
+	if past != nil {
+		_, err := io.Copy(conn, past)
+		_ = past.Close()
+		if err != nil {
+			return
+		}
+	}
+	gone := make(chan struct{})
+	go func() {
+		defer close(gone)
+		buf := make([]byte, 4096)
+		for {
+			n, err := conn.Read(buf)
+			if n > 0 && m.console.send(buf[:n]) != nil || err != nil {
+				return
+			}
+		}
+	}()
+	for {
+		out, err := m.console.read(r, gone)
+		if err != nil {
+			return
+		}
+		if _, err := conn.Write(out); err != nil {
+			return
+		}
+	}
+}
+
+// join copies bytes both ways until either side ends. The protocol on top has end marks of its own, so the end of a side
+// means that nothing more is to be said.
+func join(a, b net.Conn) {
+	var wg sync.WaitGroup
+	end := sync.OnceFunc(func() {
+		_ = a.Close()
+		_ = b.Close()
+	})
+	for _, pair := range [][2]net.Conn{{a, b}, {b, a}} {
+		wg.Go(func() {
+			_, _ = io.Copy(pair[0], pair[1])
+			end()
+		})
+	}
+	wg.Wait()
+}

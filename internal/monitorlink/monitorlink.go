@@ -1,0 +1,113 @@
+// Package monitorlink is how the daemon and the monitor of a VM meet: what the daemon hands to a monitor at its start
+// (Launch), what the monitor says of itself (Status), the files by which one finds the other after a crash, and the
+// client end of the monitor's socket. It owns no VM and takes no decision; package monitor holds the other end.
+//
+// The protocol: a connection carries one request. The client writes one line of JSON (Request); the monitor answers with
+// one line (response) and, for some requests, the connection then carries raw bytes or further lines. Both ends belong
+// to the same user; what comes from the guest passes through as opaque bytes.
+package monitorlink
+
+import (
+	"encoding/json"
+	"net/netip"
+	"time"
+
+	"banger/internal/hypervisor"
+	"banger/internal/microvm"
+)
+
+// Launch is everything a monitor needs to know. The daemon writes it to the VM's directory before it starts the monitor.
+type Launch struct {
+	ID          microvm.ID
+	Name        string
+	Backend     string          // a key of the monitor's table of backends
+	Accelerator string          // "kvm" or "tcg": decided by the daemon, once
+	Reason      string          // why this backend and accelerator, for people
+	Host        json.RawMessage // what the backend knows of the host, in the backend's own words
+	Machine     hypervisor.Machine
+	Network     *Network      // nil: none
+	BootTimeout time.Duration // until the agent must have answered
+}
+
+// Network describes the VM's user-mode network.
+type Network struct {
+	Guest   netip.Prefix   // the guest's address in its private network
+	Gateway netip.Addr     // the gateway, which is also the DNS server
+	MTU     int            // bytes
+	Allow   []netip.Prefix // what the user has granted beyond the default egress policy
+}
+
+// Phase is how far a monitor has come.
+type Phase string
+
+// The phases, in order.
+const (
+	Booting Phase = "booting" // the VMM is being started or the guest boots
+	Ready   Phase = "ready"   // the agent has answered
+	Ended   Phase = "ended"   // the VMM is gone; the monitor is about to be
+)
+
+// Status is what a monitor says of itself.
+type Status struct {
+	Phase         Phase
+	Paused        bool
+	MonitorPid    int
+	VMMPid        int
+	BootID        string // of the guest, from Ready on
+	KernelRelease string
+	AgentVersion  string
+	Reachable     bool // the guest link is up
+	Stages        []Stage
+	Exit          *Exit // in Ended
+}
+
+// Stage is a finished step of the boot.
+type Stage struct {
+	Name    string
+	Elapsed time.Duration
+}
+
+// Cause says why a monitor ended. It is one of the hypervisor's causes or one of these.
+type Cause string
+
+// Causes beyond those of the hypervisor.
+const (
+	BootTimeout Cause = "boot-timeout" // the agent did not answer in time
+	BootFailed  Cause = "boot-failed"  // the VMM could not be started
+	MonitorLost Cause = "monitor-lost" // the monitor is gone and left no word: killed, or the host went down
+)
+
+// Exit says how a monitor ended. The monitor leaves it in the VM's directory.
+type Exit struct {
+	Cause       Cause
+	Detail      string
+	Hint        string
+	ConsoleTail string // the last lines of the console, if the end was not asked for
+	At          time.Time
+}
+
+// Op names a request.
+type Op string
+
+// The requests.
+const (
+	OpWatch   Op = "watch"   // a line with a Status now and after each change, until the monitor's end
+	OpStream  Op = "stream"  // raw: a new stream to the agent in the guest
+	OpConsole Op = "console" // raw, both ways: the serial console from now on
+	OpFollow  Op = "follow"  // raw: the console's log so far, then what comes
+	OpKill    Op = "kill"    // end the VMM; answered when it is gone
+	OpPause   Op = "pause"
+	OpResume  Op = "resume"
+)
+
+// Request is the first line of a connection.
+type Request struct {
+	Op Op
+}
+
+// Response is the monitor's answer to a request.
+type Response struct {
+	Kind    string // a fault kind; empty: all is well
+	Message string
+	Hint    string
+}

@@ -1,0 +1,185 @@
+package rpcapi
+
+import (
+	"context"
+	"errors"
+	"io"
+	"sync"
+	"time"
+
+	"connectrpc.com/connect"
+
+	"banger/internal/fault"
+	bangerv1 "banger/internal/gen/banger/v1"
+	"banger/internal/guestlink"
+	"banger/internal/guestproto"
+	"banger/internal/machines"
+	"banger/internal/microvm"
+	"banger/internal/progress"
+)
+
+// attachStream is one call that runs a command. Sending is safe from any goroutine.
+type attachStream struct {
+	mu     sync.Mutex
+	stream *connect.BidiStream[bangerv1.AttachRequest, bangerv1.AttachResponse]
+}
+
+func (a *attachStream) send(m *bangerv1.AttachResponse) error {
+	a.mu.Lock()
+	defer a.mu.Unlock()
+	return a.stream.Send(m)
+}
+
+func (a *attachStream) sink() progress.Sink {
+	return func(u progress.Update) {
+		_ = a.send(&bangerv1.AttachResponse{Kind: &bangerv1.AttachResponse_Progress{Progress: toProgress(u)}})
+	}
+}
+
+// first reads the message that says what to do.
+func (a *attachStream) first() (*bangerv1.AttachStart, error) {
+	req, err := a.stream.Receive()
+	if err != nil {
+		return nil, fault.New(fault.Invalid, "the stream holds no request: %w", err)
+	}
+	if req.GetStart() == nil {
+		return nil, fault.New(fault.Invalid, "the first message is not the start message")
+	}
+	return req.GetStart(), nil
+}
+
+// Exec implements the call of the same name.
+func (v *VMs) Exec(ctx context.Context, stream *connect.BidiStream[bangerv1.AttachRequest, bangerv1.AttachResponse]) error {
+	a := &attachStream{stream: stream}
+	start, err := a.first()
+	if err != nil {
+		return toError(err)
+	}
+	return toError(v.exec(ctx, a, start.GetVm(), start.GetExec()))
+}
+
+// removeTimeout bounds the deletion of a VM whose command has ended.
+const removeTimeout = time.Minute
+
+// Run implements the call of the same name.
+func (v *VMs) Run(ctx context.Context, stream *connect.BidiStream[bangerv1.AttachRequest, bangerv1.AttachResponse]) (err error) {
+	a := &attachStream{stream: stream}
+	start, err := a.first()
+	if err != nil {
+		return toError(err)
+	}
+	create := start.GetCreate()
+	if create == nil {
+		return toError(fault.New(fault.Invalid, "the start message does not say what VM to create"))
+	}
+	create.Start = true
+	info, err := v.create(ctx, create, start.GetRemove(), a.sink())
+	if start.GetRemove() && info.ID != "" {
+		defer func() { err = toError(errors.Join(err, v.remove(ctx, info, err))) }()
+	}
+	if err != nil {
+		return toError(err)
+	}
+	if err := a.send(&bangerv1.AttachResponse{Kind: &bangerv1.AttachResponse_Vm{Vm: toVM(info)}}); err != nil {
+		return err
+	}
+	return toError(v.exec(ctx, a, string(info.ID), start.GetExec()))
+}
+
+// remove deletes the VM of a finished Run. One whose start failed is kept for whoever wants to know why, unless the
+// client is gone.
+func (v *VMs) remove(ctx context.Context, info machines.Info, failure error) error {
+	gone := ctx.Err() != nil
+	ctx, cancel := context.WithTimeout(context.WithoutCancel(ctx), removeTimeout)
+	defer cancel()
+	if failure != nil && !gone {
+		if now, err := v.machines.Get(ctx, string(info.ID)); err == nil && now.State == microvm.Failed {
+			return nil
+		}
+	}
+	err := v.machines.Delete(ctx, string(info.ID), true)
+	if fault.Is(err, fault.NotFound) {
+		return nil // someone else was quicker
+	}
+	return err
+}
+
+// exec runs a command in a VM and connects it with the client.
+func (v *VMs) exec(ctx context.Context, a *attachStream, ref string, spec *bangerv1.ExecSpec) error {
+	vm, guest, err := v.machines.Guest(ctx, ref)
+	if err != nil {
+		return err
+	}
+	cmd, err := fromExec(spec, vm.Spec.Env)
+	if err != nil {
+		return err
+	}
+	p, err := guest.Start(ctx, cmd)
+	switch guestlink.StartStatus(err) {
+	case guestlink.StatusNotFound:
+		return newError(connect.CodeNotFound, kindCommandNotFound, err)
+	case guestlink.StatusNotExecutable:
+		return newError(connect.CodePermissionDenied, kindCommandNotExecutable, err)
+	}
+	if err != nil {
+		return err
+	}
+	defer p.Close() //nolint:errcheck // ends the command if it still runs
+	started := &bangerv1.AttachResponse{Kind: &bangerv1.AttachResponse_Started{Started: int64(p.Pid())}}
+	if err := a.send(started); err != nil {
+		return err
+	}
+	go forwardInput(a, p)
+	for {
+		ev, err := p.Recv()
+		if err != nil {
+			return err
+		}
+		if err := a.send(toAttachResponse(ev)); err != nil || ev.Kind == guestproto.EventExit {
+			return err
+		}
+	}
+}
+
+func toAttachResponse(ev guestproto.ExecEvent) *bangerv1.AttachResponse {
+	switch ev.Kind {
+	case guestproto.EventStdout:
+		return &bangerv1.AttachResponse{Kind: &bangerv1.AttachResponse_Stdout{Stdout: ev.Data}}
+	case guestproto.EventStderr:
+		return &bangerv1.AttachResponse{Kind: &bangerv1.AttachResponse_Stderr{Stderr: ev.Data}}
+	case guestproto.EventExit:
+	}
+	return &bangerv1.AttachResponse{Kind: &bangerv1.AttachResponse_Exit{Exit: &bangerv1.ExitStatus{
+		Code: int32(ev.Exit.Code), Signal: int32(ev.Exit.Signal), //nolint:gosec // small, checked by guestlink
+	}}}
+}
+
+// forwardInput passes the client's messages on to the command until either is gone. Requests that make no sense are
+// dropped: the command has already started and goes on.
+func forwardInput(a *attachStream, p *guestlink.Process) {
+	for {
+		req, err := a.stream.Receive()
+		if err != nil {
+			if errors.Is(err, io.EOF) {
+				_ = p.CloseStdin()
+			}
+			return
+		}
+		switch k := req.GetKind().(type) {
+		case *bangerv1.AttachRequest_Stdin:
+			_, err = p.Write(k.Stdin)
+		case *bangerv1.AttachRequest_CloseStdin:
+			err = p.CloseStdin()
+		case *bangerv1.AttachRequest_Resize:
+			if rows, cols, bad := fromSize(k.Resize); bad == nil {
+				err = p.Resize(rows, cols)
+			}
+		case *bangerv1.AttachRequest_Signal:
+			if guestproto.CheckSignal(int(k.Signal)) == nil {
+				err = p.Signal(int(k.Signal))
+			}
+		}
+		// A command may close its input and go on; the other messages still have to reach it.
+		_ = err
+	}
+}

@@ -1,0 +1,163 @@
+package rpcapi
+
+import (
+	"context"
+	"net/http"
+	"time"
+
+	"connectrpc.com/connect"
+
+	"banger/internal/fault"
+	bangerv1 "banger/internal/gen/banger/v1"
+	"banger/internal/gen/banger/v1/bangerv1connect"
+	"banger/internal/images"
+	"banger/internal/kernels"
+)
+
+// Check is one requirement and whether it is met.
+type Check struct {
+	Name, Result, Detail, Fix string
+}
+
+// Results of a check.
+const (
+	Pass = "pass"
+	Warn = "warn"
+	Fail = "fail"
+)
+
+// System is what the daemon says of itself.
+type System interface {
+	Status(ctx context.Context) (Status, error)
+	Doctor(ctx context.Context) Report
+	// Shutdown begins the daemon's end and returns at once.
+	Shutdown()
+}
+
+// Status is the daemon's state.
+type Status struct {
+	Version        string
+	Pid            int
+	StartedAt      time.Time
+	ResidentMemory int64 // bytes
+	VMs, Running   int
+	Socket         string
+	StateDirectory string
+	ConfigFile     string
+}
+
+// Report is the result of the checks.
+type Report struct {
+	Checks   []Check
+	Defaults *bangerv1.Spec
+	Sources  map[string]string // setting -> where its value comes from
+}
+
+// systemServer serves the system service.
+type systemServer struct{ system System }
+
+func (s systemServer) Status(
+	ctx context.Context, _ *connect.Request[bangerv1.StatusRequest],
+) (*connect.Response[bangerv1.StatusResponse], error) {
+	st, err := s.system.Status(ctx)
+	if err != nil {
+		return nil, toError(err)
+	}
+	return connect.NewResponse(&bangerv1.StatusResponse{
+		Version: st.Version, Pid: int64(st.Pid), StartedAt: toTime(st.StartedAt), ResidentMemory: st.ResidentMemory,
+		Vms: int32(st.VMs), Running: int32(st.Running), Socket: st.Socket, //nolint:gosec // counts of VMs
+		StateDirectory: st.StateDirectory, ConfigFile: st.ConfigFile,
+	}), nil
+}
+
+func (s systemServer) Doctor(
+	ctx context.Context, _ *connect.Request[bangerv1.DoctorRequest],
+) (*connect.Response[bangerv1.DoctorResponse], error) {
+	report := s.system.Doctor(ctx)
+	res := &bangerv1.DoctorResponse{Defaults: report.Defaults, DefaultSources: report.Sources}
+	for _, c := range report.Checks {
+		res.Checks = append(res.Checks, &bangerv1.Check{Name: c.Name, Result: c.Result, Detail: c.Detail, Fix: c.Fix})
+	}
+	return connect.NewResponse(res), nil
+}
+
+func (s systemServer) Shutdown(
+	context.Context, *connect.Request[bangerv1.ShutdownRequest],
+) (*connect.Response[bangerv1.ShutdownResponse], error) {
+	s.system.Shutdown()
+	return connect.NewResponse(&bangerv1.ShutdownResponse{}), nil
+}
+
+// imageServer serves the image service.
+type imageServer struct {
+	images  *images.Store
+	kernels *kernels.Store
+}
+
+func (s imageServer) ListImages(
+	_ context.Context, _ *connect.Request[bangerv1.ListImagesRequest],
+) (*connect.Response[bangerv1.ListImagesResponse], error) {
+	list, err := s.images.List()
+	if err != nil {
+		return nil, toError(err)
+	}
+	res := &bangerv1.ListImagesResponse{}
+	for _, im := range list {
+		res.Images = append(res.Images, toImage(im))
+	}
+	return connect.NewResponse(res), nil
+}
+
+func toImage(im images.Image) *bangerv1.Image {
+	return &bangerv1.Image{
+		Name: im.Name, Digest: im.Digest, Size: im.Size, CreatedAt: toTime(im.Created), Source: im.Source,
+	}
+}
+
+func (s imageServer) PullImage(
+	ctx context.Context, req *connect.Request[bangerv1.PullImageRequest], stream *connect.ServerStream[bangerv1.Event],
+) error {
+	if req.Msg.GetName() == "" {
+		return toError(fault.New(fault.Invalid, "no image named"))
+	}
+	events := &eventStream{stream: stream}
+	im, err := s.images.Ensure(ctx, req.Msg.GetName(), events.sink())
+	if err != nil {
+		return toError(err)
+	}
+	return events.send(&bangerv1.Event{Kind: &bangerv1.Event_Image{Image: toImage(im)}})
+}
+
+func (s imageServer) ListKernels(
+	_ context.Context, _ *connect.Request[bangerv1.ListKernelsRequest],
+) (*connect.Response[bangerv1.ListKernelsResponse], error) {
+	list, err := s.kernels.List()
+	if err != nil {
+		return nil, toError(err)
+	}
+	res := &bangerv1.ListKernelsResponse{}
+	for _, k := range list {
+		res.Kernels = append(res.Kernels, &bangerv1.Kernel{
+			Name: k.Name, Release: k.Release, Source: k.Package + " " + k.Version, CreatedAt: toTime(k.Created),
+		})
+	}
+	return connect.NewResponse(res), nil
+}
+
+// Handler returns the whole API as one HTTP handler.
+func Handler(v *VMs, im *images.Store, k *kernels.Store, s System) http.Handler {
+	mux := http.NewServeMux()
+	options := []connect.HandlerOption{
+		connect.WithRecover(func(ctx context.Context, spec connect.Spec, _ http.Header, value any) error {
+			return recoverPanic(ctx, spec, value)
+		}),
+		connect.WithReadMaxBytes(maxMessage),
+	}
+	mux.Handle(bangerv1connect.NewVMServiceHandler(v, options...))
+	mux.Handle(bangerv1connect.NewImageServiceHandler(imageServer{im, k}, options...))
+	mux.Handle(bangerv1connect.NewSystemServiceHandler(systemServer{s}, options...))
+	return mux
+}
+
+// maxMessage bounds a message from a client, in bytes.
+const maxMessage = 4 << 20

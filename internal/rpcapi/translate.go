@@ -1,0 +1,86 @@
+package rpcapi
+
+import (
+	"time"
+
+	"google.golang.org/protobuf/types/known/durationpb"
+	"google.golang.org/protobuf/types/known/timestamppb"
+
+	"banger/internal/fault"
+	bangerv1 "banger/internal/gen/banger/v1"
+	"banger/internal/guestproto"
+	"banger/internal/machines"
+	"banger/internal/microvm"
+	"banger/internal/progress"
+)
+
+func toVM(info machines.Info) *bangerv1.VM {
+	vm := &bangerv1.VM{
+		Id: string(info.ID), Name: info.Name, State: string(info.State), Cause: info.Cause,
+		Spec: toSpec(info.Spec), ImageDigest: info.ImageDigest, Ephemeral: info.Ephemeral,
+		CreatedAt: toTime(info.CreatedAt), ChangedAt: toTime(info.ChangedAt), BootId: info.BootID,
+		Accelerator: info.Accel, Backend: info.Backend, BackendReason: info.Reason,
+		MonitorPid: int64(info.Status.MonitorPid), VmmPid: int64(info.Status.VMMPid),
+		KernelRelease: info.Status.KernelRelease, Directory: info.Directory,
+	}
+	for _, st := range info.Status.Stages {
+		vm.StartStages = append(vm.StartStages, &bangerv1.Stage{Name: st.Name, Elapsed: durationpb.New(st.Elapsed)})
+	}
+	return vm
+}
+
+func toTime(t time.Time) *timestamppb.Timestamp {
+	if t.IsZero() {
+		return nil
+	}
+	return timestamppb.New(t)
+}
+
+func toSpec(s microvm.Spec) *bangerv1.Spec {
+	return &bangerv1.Spec{
+		Image: s.Image, Kernel: s.Kernel, Vcpus: int32(s.VCPUs), Memory: s.Memory, DiskSize: s.DiskSize, //nolint:gosec // <= 32
+		Init: string(s.Init), Net: string(s.Net), Backend: s.Backend, Env: s.Env, Labels: s.Labels,
+	}
+}
+
+func fromSpec(s *bangerv1.Spec) microvm.Spec {
+	return microvm.Spec{
+		Image: s.GetImage(), Kernel: s.GetKernel(), VCPUs: int(s.GetVcpus()), Memory: s.GetMemory(),
+		DiskSize: s.GetDiskSize(), Init: microvm.Init(s.GetInit()), Net: microvm.Net(s.GetNet()),
+		Backend: s.GetBackend(), Env: s.GetEnv(), Labels: s.GetLabels(),
+	}
+}
+
+func toProgress(u progress.Update) *bangerv1.Progress {
+	p := &bangerv1.Progress{
+		Stage: u.Stage, Detail: u.Detail, Current: u.Current, Total: u.Total, Unit: u.Unit, Ended: u.Ended, Error: u.Err,
+	}
+	if u.Ended {
+		p.Elapsed = durationpb.New(u.Elapsed)
+	}
+	return p
+}
+
+// fromExec translates a command; vmEnv goes before the command's own environment, which therefore wins.
+func fromExec(e *bangerv1.ExecSpec, vmEnv map[string]string) (guestproto.ExecSpec, error) {
+	rows, cols, err := fromSize(e.GetSize())
+	if err != nil {
+		return guestproto.ExecSpec{}, err
+	}
+	env := make([]string, 0, len(vmEnv)+len(e.GetEnv()))
+	for k, v := range vmEnv {
+		env = append(env, k+"="+v)
+	}
+	return guestproto.ExecSpec{
+		Args: e.GetArgs(), Env: append(env, e.GetEnv()...), Dir: e.GetDir(), User: e.GetUser(),
+		TTY: e.GetTty(), Rows: rows, Cols: cols, Term: e.GetTerm(), Stdin: e.GetStdin(),
+	}, nil
+}
+
+func fromSize(s *bangerv1.WindowSize) (rows, cols uint16, err error) {
+	const most = 1<<16 - 1 // struct winsize, ioctl_tty(2)
+	if s.GetRows() > most || s.GetCols() > most {
+		return 0, 0, fault.New(fault.Invalid, "window size %dx%d is too large", s.GetRows(), s.GetCols())
+	}
+	return uint16(s.GetRows()), uint16(s.GetCols()), nil //nolint:gosec // checked above
+}

@@ -1,0 +1,220 @@
+// Package store keeps what must outlive every process: the intent of the user, as rows in one SQLite database. It owns
+// the schema, its migrations and the rule that a state may only be followed by the states that package microvm allows.
+// It does not keep observations (process ids, sockets): those are found again in the VM's own directories.
+//
+// A Store may be used from many goroutines; SQLite's WAL mode lets readers go on beside the one writer. A commit
+// survives the death of every process of the host. After a loss of power the last commits may be gone, but the database
+// is whole (synchronous=NORMAL, https://www.sqlite.org/pragma.html#pragma_synchronous).
+package store
+
+import (
+	"context"
+	"database/sql"
+	"encoding/json"
+	"errors"
+	"fmt"
+	"net/url"
+	"strings"
+	"time"
+
+	"modernc.org/sqlite"
+	sqlite3 "modernc.org/sqlite/lib"
+
+	"banger/internal/fault"
+	"banger/internal/microvm"
+)
+
+// Store is an open database.
+type Store struct {
+	db  *sql.DB
+	now func() time.Time
+}
+
+// Open opens the database at path, makes it if it does not exist, and brings an older one up to date, with a copy of it
+// kept beside it. A database of a newer banger is refused and not touched.
+func Open(ctx context.Context, path string) (*Store, error) {
+	if err := migrate(ctx, path); err != nil {
+		return nil, err
+	}
+	db, err := open(path, "rwc")
+	if err != nil {
+		return nil, err
+	}
+	return &Store{db: db, now: time.Now}, nil
+}
+
+// open opens the file with all pragmas in the DSN, so that every connection of the pool has them.
+func open(path, mode string) (*sql.DB, error) {
+	q := url.Values{}
+	q.Set("mode", mode)
+	q.Set("_txlock", "immediate")
+	q.Add("_pragma", "busy_timeout(10000)")
+	q.Add("_pragma", "foreign_keys(1)")
+	if mode != "ro" {
+		q.Add("_pragma", "journal_mode(WAL)")
+		q.Add("_pragma", "synchronous(NORMAL)")
+	}
+	db, err := sql.Open("sqlite", (&url.URL{Scheme: "file", OmitHost: true, Path: path, RawQuery: q.Encode()}).String())
+	if err != nil {
+		return nil, fmt.Errorf("open database %s: %w", path, err)
+	}
+	db.SetMaxOpenConns(4)
+	return db, nil
+}
+
+// Close closes the database.
+func (s *Store) Close() error { return s.db.Close() }
+
+// Insert records a new VM. It sets CreatedAt and ChangedAt. A name that is taken is fault.Exists.
+func (s *Store) Insert(ctx context.Context, vm *microvm.VM) error {
+	spec, err := json.Marshal(vm.Spec)
+	if err != nil {
+		return fmt.Errorf("encode spec of VM %s: %w", vm.ID, err)
+	}
+	now := s.now().UTC()
+	_, err = s.db.ExecContext(ctx,
+		`INSERT INTO vms (id, name, spec, image_digest, state, cause, ephemeral, created_at, changed_at)
+		 VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?)`,
+		vm.ID, vm.Name, string(spec), vm.ImageDigest, vm.State, vm.Cause, vm.Ephemeral, now.UnixNano(), now.UnixNano())
+	if se, ok := errors.AsType[*sqlite.Error](err); ok && se.Code() == sqlite3.SQLITE_CONSTRAINT_UNIQUE {
+		return fault.New(fault.Exists, "a VM named %q exists already", vm.Name).
+			WithHint("choose another --name, or delete it: banger vm delete %s", vm.Name)
+	}
+	if err != nil {
+		return storageError("record VM "+vm.Name, err)
+	}
+	vm.CreatedAt, vm.ChangedAt = now, now
+	return nil
+}
+
+const columns = `id, name, spec, image_digest, state, cause, ephemeral, boot_id, created_at, changed_at`
+
+// Get returns one VM; fault.NotFound if there is none with this id.
+func (s *Store) Get(ctx context.Context, id microvm.ID) (microvm.VM, error) {
+	vm, err := scan(s.db.QueryRowContext(ctx, `SELECT `+columns+` FROM vms WHERE id = ?`, id))
+	if errors.Is(err, sql.ErrNoRows) {
+		return microvm.VM{}, fault.New(fault.NotFound, "no VM with id %s", id).WithHint("list them: banger ps")
+	}
+	if err != nil {
+		return microvm.VM{}, storageError("read VM "+string(id), err)
+	}
+	return vm, nil
+}
+
+// List returns every VM, oldest first.
+func (s *Store) List(ctx context.Context) ([]microvm.VM, error) {
+	rows, err := s.db.QueryContext(ctx, `SELECT `+columns+` FROM vms ORDER BY created_at, id`)
+	if err != nil {
+		return nil, storageError("list VMs", err)
+	}
+	defer rows.Close() //nolint:errcheck // rows.Err tells
+	var vms []microvm.VM
+	for rows.Next() {
+		vm, err := scan(rows)
+		if err != nil {
+			return nil, storageError("list VMs", err)
+		}
+		vms = append(vms, vm)
+	}
+	if err := rows.Err(); err != nil {
+		return nil, storageError("list VMs", err)
+	}
+	return vms, nil
+}
+
+// SetImageDigest records which image a VM that is being created got.
+func (s *Store) SetImageDigest(ctx context.Context, id microvm.ID, digest string) error {
+	if _, err := s.db.ExecContext(ctx, `UPDATE vms SET image_digest = ? WHERE id = ?`, digest, id); err != nil {
+		return storageError("record image of VM "+string(id), err)
+	}
+	return nil
+}
+
+// Change is a change of state.
+type Change struct {
+	To     microvm.State
+	Cause  string // why, for people
+	BootID string // with To == Running: the guest's boot id; kept while paused, forgotten otherwise
+}
+
+// SetState records a change of state, if the table of package microvm allows it: fault.Precondition if not.
+func (s *Store) SetState(ctx context.Context, id microvm.ID, c Change) error {
+	tx, err := s.db.BeginTx(ctx, nil)
+	if err != nil {
+		return storageError("begin", err)
+	}
+	defer tx.Rollback() //nolint:errcheck // after Commit it does nothing
+	var from microvm.State
+	var boot string
+	err = tx.QueryRowContext(ctx, `SELECT state, boot_id FROM vms WHERE id = ?`, id).Scan(&from, &boot)
+	if errors.Is(err, sql.ErrNoRows) {
+		return fault.New(fault.NotFound, "no VM with id %s", id)
+	}
+	if err != nil {
+		return storageError("read VM "+string(id), err)
+	}
+	if !from.MayBecome(c.To) {
+		return fault.New(fault.Precondition, "VM %s is %s and cannot become %s", id, from, c.To)
+	}
+	switch {
+	case c.BootID != "":
+		boot = c.BootID
+	case !c.To.Live():
+		boot = ""
+	}
+	_, err = tx.ExecContext(ctx, `UPDATE vms SET state = ?, cause = ?, boot_id = ?, changed_at = ? WHERE id = ?`,
+		c.To, c.Cause, boot, s.now().UTC().UnixNano(), id)
+	if err != nil {
+		return storageError("record state of VM "+string(id), err)
+	}
+	if err := tx.Commit(); err != nil {
+		return storageError("record state of VM "+string(id), err)
+	}
+	return nil
+}
+
+// Remove forgets a VM. Forgetting one that is not there is no error.
+func (s *Store) Remove(ctx context.Context, id microvm.ID) error {
+	if _, err := s.db.ExecContext(ctx, `DELETE FROM vms WHERE id = ?`, id); err != nil {
+		return storageError("remove VM "+string(id), err)
+	}
+	return nil
+}
+
+func scan(row interface{ Scan(...any) error }) (microvm.VM, error) {
+	var vm microvm.VM
+	var spec string
+	var created, changed int64
+	err := row.Scan(&vm.ID, &vm.Name, &spec, &vm.ImageDigest, &vm.State, &vm.Cause, &vm.Ephemeral, &vm.BootID,
+		&created, &changed)
+	if err != nil {
+		return vm, err
+	}
+	vm.CreatedAt, vm.ChangedAt = time.Unix(0, created).UTC(), time.Unix(0, changed).UTC()
+	if err := json.Unmarshal([]byte(spec), &vm.Spec); err != nil {
+		return vm, fault.New(fault.Corrupt, "spec of VM %s in the database: %w", vm.ID, err)
+	}
+	return vm, nil
+}
+
+// storageError classifies an error of SQLite.
+func storageError(doing string, err error) error {
+	se, ok := errors.AsType[*sqlite.Error](err)
+	if !ok {
+		return fmt.Errorf("%s: %w", doing, err)
+	}
+	switch se.Code() & 0xff {
+	case sqlite3.SQLITE_FULL:
+		return fault.New(fault.Exhausted, "%s: %w", doing, err).
+			WithHint("free some disk space and try again; nothing was lost")
+	case sqlite3.SQLITE_IOERR:
+		// A write to a full disk can also surface as an I/O error.
+		if strings.Contains(err.Error(), "disk full") {
+			return fault.New(fault.Exhausted, "%s: %w", doing, err).WithHint("free some disk space and try again")
+		}
+	case sqlite3.SQLITE_CORRUPT, sqlite3.SQLITE_NOTADB:
+		return fault.New(fault.Corrupt, "%s: %w", doing, err).
+			WithHint("move the database aside and restore one of the copies beside it")
+	}
+	return fmt.Errorf("%s: %w", doing, err)
+}
