@@ -4,6 +4,7 @@ import (
 	"context"
 	"errors"
 	"io"
+	"net/http"
 	"slices"
 	"strings"
 	"syscall"
@@ -294,7 +295,7 @@ func TestBrokenConnection(t *testing.T) {
 	t.Parallel()
 	b := newBench(t, &fakeDaemon{attach: func(_ context.Context, s *attached) error {
 		_ = s.started()
-		panic("connection reset") // net/http drops the stream
+		panic(http.ErrAbortHandler)
 	}})
 	r := b.run("exec", "box", "--", "x")
 	if r.status != 125 || !strings.HasPrefix(r.stderr, "banger: ") || !strings.Contains(r.stderr, "\n  try: ") {

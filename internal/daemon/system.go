@@ -73,7 +73,7 @@ func (s *self) Doctor(ctx context.Context) rpcapi.Report {
 
 func sourcesOf(d config.VMDefaults) map[string]string {
 	return map[string]string{
-		"vcpus": string(d.VCPUs.From), "memory": string(d.Memory.From), "disk_size": string(d.DiskSize.From),
+		"vcpu": string(d.VCPUs.From), "memory": string(d.Memory.From), "disk-size": string(d.DiskSize.From),
 		"image": string(d.Image.From), "kernel": string(d.Kernel.From), "init": string(d.Init.From),
 		"net": string(d.Net.From), "backend": string(d.Backend.From),
 	}

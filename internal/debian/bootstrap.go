@@ -1,6 +1,7 @@
 package debian
 
 import (
+	"bytes"
 	"context"
 	"errors"
 	"fmt"
@@ -8,8 +9,11 @@ import (
 	"os"
 	"os/user"
 	"path/filepath"
+	"strconv"
 	"strings"
 	"time"
+
+	"golang.org/x/sys/unix"
 
 	"banger/internal/fault"
 	"banger/internal/hostexec"
@@ -168,17 +172,27 @@ const scratchPrefix = "banger-build-"
 type scratch struct {
 	program string
 	dir     string
-	record  string // file that holds dir, written before dir is used; empty if dir is part of the work directory
+	record  string // file that names dir, written before dir is used; empty if dir is part of the work directory
 }
 
+// newScratch makes the directory and removes what earlier calls, now dead, left, with the processes that still work there.
+// What can't be removed stays on record for the next call.
 func newScratch(ctx context.Context, program string, at Paths) (*scratch, error) {
 	if os.Geteuid() == 0 {
 		return &scratch{dir: at.Work}, nil
 	}
 	s := &scratch{program: program, record: at.Log + ".scratch"}
-	if old, err := os.ReadFile(s.record); err == nil && strings.HasPrefix(filepath.Base(string(old)), scratchPrefix) {
-		s.dir = string(old)
-		s.remove(ctx)
+	kept := ""
+	old, _ := os.ReadFile(s.record) // none, or unreadable: nothing to remove
+	for dir := range strings.Lines(string(old)) {
+		dir = strings.TrimSpace(dir)
+		if !strings.HasPrefix(filepath.Base(dir), scratchPrefix) {
+			continue
+		}
+		endOrphans("/proc", dir)
+		if !removeScratch(ctx, program, dir) {
+			kept += dir + "\n"
+		}
 	}
 	parent := os.Getenv("TMPDIR")
 	if parent == "" {
@@ -189,25 +203,50 @@ func newScratch(ctx context.Context, program string, at Paths) (*scratch, error)
 		return nil, fmt.Errorf("make build directory: %w", err)
 	}
 	s.dir = dir
-	err = errors.Join(os.WriteFile(s.record, []byte(dir), 0o600), os.Chmod(dir, 0o711)) //nolint:gosec // subordinate ids pass
+	err = errors.Join(
+		os.WriteFile(s.record, []byte(kept+dir+"\n"), 0o600),
+		os.Chmod(dir, 0o711), //nolint:gosec // subordinate ids must pass
+	)
 	if err != nil {
-		s.remove(ctx)
-		return nil, fmt.Errorf("make build directory: %w", err)
+		return nil, errors.Join(fmt.Errorf("make build directory: %w", err), os.Remove(dir))
 	}
 	return s, nil
 }
 
-// remove deletes the directory. Files in it may belong to subordinate ids, which only a user namespace can delete.
-func (s *scratch) remove(ctx context.Context) {
-	if s.record == "" {
+// endOrphans kills the processes that work in a dead call's directory: in user namespaces mmdebstrap's don't die with it.
+// They are known by their environment, which holds the directory's random name, and may be killed by the namespace's owner.
+func endOrphans(proc, dir string) {
+	entries, err := os.ReadDir(proc)
+	if err != nil {
 		return
 	}
-	if err := os.RemoveAll(s.dir); err != nil {
+	mark := []byte("\x00TMPDIR=" + dir + "\x00")
+	for _, e := range entries {
+		pid, err := strconv.Atoi(e.Name())
+		if err != nil || pid <= 1 || pid == os.Getpid() {
+			continue
+		}
+		env, err := os.ReadFile(filepath.Join(proc, e.Name(), "environ"))
+		if err == nil && bytes.Contains(append([]byte{0}, env...), mark) {
+			_ = unix.Kill(pid, unix.SIGKILL)
+		}
+	}
+}
+
+// remove deletes the directory; the record names it until the next call finds it gone.
+func (s *scratch) remove(ctx context.Context) {
+	if s.record != "" {
+		removeScratch(ctx, s.program, s.dir)
+	}
+}
+
+// removeScratch deletes a directory and reports whether it is gone. Files in it may belong to subordinate ids, which only a
+// user namespace can delete.
+func removeScratch(ctx context.Context, program, dir string) bool {
+	if os.RemoveAll(dir) != nil {
 		ctx, cancel := context.WithTimeout(ctx, time.Minute)
 		defer cancel()
-		_ = hostexec.Run(ctx, hostexec.Cmd{Path: s.program, Args: []string{"--unshare-helper", "rm", "-rf", "--", s.dir}})
+		_ = hostexec.Run(ctx, hostexec.Cmd{Path: program, Args: []string{"--unshare-helper", "rm", "-rf", "--", dir}})
 	}
-	if err := os.RemoveAll(s.dir); err == nil {
-		_ = os.Remove(s.record)
-	}
+	return os.RemoveAll(dir) == nil
 }

@@ -49,10 +49,11 @@ var errHangup = errors.New("the host closed the link")
 
 // System is what an agent may do to the machine it runs on.
 type System interface {
-	// Renew steps the clock and reseeds the kernel's random numbers. It is called before a session serves anything.
-	Renew(timeNS int64, entropy []byte) error
-	// Identify sets host name and machine id.
-	Identify(hostname, machineID string) error
+	// Renew reseeds the kernel's random numbers and makes the clock no earlier than the preamble says. It is called
+	// before a session serves anything.
+	Renew(p guestproto.Preamble) error
+	// Identify sets what is set in id, the environment aside.
+	Identify(id guestproto.Identity) error
 	// Shutdown begins to go down and returns.
 	Shutdown(spec guestproto.ShutdownSpec)
 }
@@ -98,7 +99,7 @@ func (a *Agent) Serve(ctx context.Context, link Link) error {
 // session answers one preamble and serves until the session has ended, whatever ended it. Its error is that of the answer.
 func (a *Agent) session(ctx context.Context, link Link, r *bufio.Reader, p guestproto.Preamble) error {
 	// A failure here is told by the log of the kernel at most; without the clock the guest is still of use.
-	_ = a.system.Renew(p.TimeNS, p.Entropy[:])
+	_ = a.system.Renew(p)
 	answer, err := guestproto.AppendAnswer(nil, p.ID, a.hello())
 	if err != nil {
 		return err
@@ -265,10 +266,7 @@ func (a *Agent) configure(id guestproto.Identity) error {
 		a.env = id.Env
 		a.mu.Unlock()
 	}
-	if err := a.system.Renew(id.TimeNS, id.Entropy); err != nil {
-		return err
-	}
-	return a.system.Identify(id.Hostname, id.MachineID)
+	return a.system.Identify(id)
 }
 
 // maxEntropy is how many bytes of entropy are taken at once: the kernel's pool has 256 bits.

@@ -16,6 +16,7 @@ import (
 	"banger/internal/fault"
 	"banger/internal/guestlink"
 	"banger/internal/guestproto"
+	"banger/internal/hostexec"
 )
 
 // A guest restored from a snapshot holds a session that its host has forgotten: the next preamble starts over, whatever
@@ -71,34 +72,48 @@ type keepOpen struct{ net.Conn }
 
 func (k keepOpen) Close() error { return k.SetDeadline(time.Unix(1, 0)) }
 
+// TestMain makes the test binary the agent's program when a test starts it as such.
+func TestMain(m *testing.M) {
+	if os.Getenv(asProgram) != "" {
+		os.Exit(Main([]string{"banger-guest", "-hosted", "-link-fd", "3"}))
+	}
+	os.Exit(m.Run())
+}
+
+const asProgram = "BANGER_TEST_AS_PROGRAM"
+
 func TestHostedProgramShutsDown(t *testing.T) {
 	t.Parallel()
 	for how, want := range map[guestproto.Shutdown]int{guestproto.PowerOff: exitPowerOff, guestproto.Reboot: exitReboot} {
 		host, guest := sockets(t)
-		status := make(chan int, 1)
-		down := make(chan guestproto.Shutdown, 1)
-		go New("hosted", hosted{down}, newChildren()).Serve(t.Context(), guest) //nolint:errcheck // ends with the test
-		go func() {
-			if <-down == guestproto.Reboot {
-				status <- exitReboot
-			} else {
-				status <- exitPowerOff
-			}
-		}()
-		s, _, err := guestlink.Open(t.Context(), host)
+		program, err := hostexec.Start(hostexec.Cmd{
+			Path: os.Args[0], Env: append(os.Environ(), asProgram+"=1"), Files: []*os.File{guest}, Stderr: os.Stderr,
+		})
 		if err != nil {
 			t.Fatal(err)
 		}
-		if err := guestlink.NewClient(s).Shutdown(t.Context(), how); err != nil {
-			t.Errorf("Shutdown(%s) = %v", how, err)
+		defer program.Kill()
+		_ = guest.Close()
+		s, hello, err := guestlink.Open(t.Context(), host)
+		if err != nil || hello.Pid != program.Pid() {
+			t.Fatalf("Open = %+v, %v", hello, err)
 		}
-		if got := <-status; got != want {
-			t.Errorf("%s: status %d, want %d", how, got, want)
-		}
-		if err := guestlink.NewClient(s).Shutdown(t.Context(), "explode"); !fault.Is(err, fault.Invalid) {
+		c := guestlink.NewClient(s)
+		if err := c.Shutdown(t.Context(), "explode"); !fault.Is(err, fault.Invalid) {
 			t.Errorf("Shutdown(explode) = %v", err)
 		}
-		_ = s.Close()
+		if err := c.Shutdown(t.Context(), how); err != nil {
+			t.Errorf("Shutdown(%s) = %v", how, err)
+		}
+		select {
+		case <-program.Done():
+		case <-time.After(20 * time.Second):
+			t.Fatal("the program goes on")
+		}
+		if err := program.Err(); (want == 0) != (err == nil) || want != 0 && hostexec.ExitCode(err) != want {
+			t.Errorf("%s: %v, want status %d", how, err, want)
+		}
+		<-s.Done()
 	}
 }
 

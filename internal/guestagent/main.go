@@ -2,6 +2,7 @@ package guestagent
 
 import (
 	"context"
+	"errors"
 	"fmt"
 	"os"
 	"os/signal"
@@ -103,8 +104,9 @@ func hostedMain(number string) int {
 // hosted is a System that leaves the machine alone.
 type hosted struct{ down chan guestproto.Shutdown }
 
-func (hosted) Renew(int64, []byte) error     { return nil }
-func (hosted) Identify(string, string) error { return nil }
+func (hosted) Renew(guestproto.Preamble) error    { return nil }
+func (hosted) Identify(guestproto.Identity) error { return nil }
+
 func (h hosted) Shutdown(spec guestproto.ShutdownSpec) {
 	select {
 	case h.down <- spec.How:
@@ -145,26 +147,34 @@ func (m *machine) stage(name string) {
 	}
 }
 
-// Renew steps the wall clock and mixes entropy into the kernel's generator. Zero values leave things as they are.
-func (m *machine) Renew(timeNS int64, entropy []byte) error {
-	if len(entropy) > 0 {
-		if err := addEntropy(entropy); err != nil {
+// Renew reseeds, and steps the clock if it is behind. A preamble may have waited for as long as the boot took, so its time
+// is never a reason to step back; the clock of a guest that was restored is behind by far.
+func (*machine) Renew(p guestproto.Preamble) error {
+	err := addEntropy(p.Entropy[:])
+	if p.TimeNS > time.Now().UnixNano() {
+		err = errors.Join(err, setClock(p.TimeNS))
+	}
+	return err
+}
+
+// Identify sets clock, random numbers, host name and machine id.
+func (*machine) Identify(id guestproto.Identity) error {
+	if len(id.Entropy) > 0 {
+		if err := addEntropy(id.Entropy); err != nil {
 			return err
 		}
 	}
-	if timeNS == 0 {
-		return nil
+	if id.TimeNS != 0 {
+		if err := setClock(id.TimeNS); err != nil {
+			return err
+		}
 	}
-	now := unix.NsecToTimespec(timeNS)
-	if err := unix.ClockSettime(unix.CLOCK_REALTIME, &now); err != nil {
-		return os.NewSyscallError("clock_settime", err)
-	}
-	return nil
+	return identify("/", id.Hostname, id.MachineID)
 }
 
-// Identify sets the host name and the machine id, in the kernel and in /etc.
-func (m *machine) Identify(hostname, machineID string) error {
-	return identify("/", hostname, machineID)
+func setClock(ns int64) error {
+	t := unix.NsecToTimespec(ns)
+	return os.NewSyscallError("clock_settime", unix.ClockSettime(unix.CLOCK_REALTIME, &t))
 }
 
 // Shutdown goes down: by systemd if that is process 1, else by ourselves.

@@ -32,7 +32,7 @@ func systemdSignal(how guestproto.Shutdown) syscall.Signal {
 // run is the life of process 1 after the boot. It returns only if the guest can't go on.
 func (m *machine) run(p guestproto.BootParams) error {
 	switch init := findInit(); {
-	case p.Init == guestproto.InitAgent, p.Init != guestproto.InitSystemd && init == "":
+	case p.Init == guestproto.InitAgent, p.Init != guestproto.InitSystemd && !isSystemd(init):
 		return m.beInit()
 	case init == "":
 		return fmt.Errorf("start the image's init: the image has no /sbin/init; boot it with %sinit=agent", "banger.")
@@ -49,6 +49,13 @@ func findInit() string {
 		}
 	}
 	return ""
+}
+
+// isSystemd reports whether an init is systemd. Only that is taken unasked: the init of a container image (busybox, say)
+// is seldom meant to be run, and nobody could ask it to power off.
+func isSystemd(init string) bool {
+	path, err := filepath.EvalSymlinks(init)
+	return err == nil && filepath.Base(path) == "systemd"
 }
 
 // becomeInit starts the agent beside, then turns into the image's init.

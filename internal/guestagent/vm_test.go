@@ -93,7 +93,7 @@ func startVM(t *testing.T, dir string, params guestproto.BootParams) *guest {
 	args := []string{
 		"-M", "microvm,acpi=on,rtc=on", "-accel", "tcg,tb-size=64", "-cpu", "max", "-m", "512", "-smp", "1", "-nodefaults", "-no-user-config",
 		"-display", "none", "-no-reboot", "-kernel", kernel, "-initrd", initramfs,
-		"-append", "console=ttyS0 quiet panic=-1 net.ifnames=0 tsc_early_khz=" + tscKHz(t) + " " + params.Encode(),
+		"-append", "console=ttyS0 quiet panic=-1 net.ifnames=0 tsc=reliable tsc_early_khz=" + tscKHz(t) + " " + params.Encode(),
 		"-serial", "stdio",
 		"-device", "virtio-serial-device", "-chardev", "socket,id=link,server=on,wait=off,path=" + socket,
 		"-device", "virtserialport,chardev=link,name=" + guestproto.PortName,
@@ -216,6 +216,9 @@ func checkGuest(t *testing.T, g *guest) {
 	out, _ := run(t, g.client, guestproto.ExecSpec{Args: []string{"tty"}, TTY: true}, "")
 	if !strings.HasPrefix(out, "/dev/pts/") {
 		t.Errorf("tty: %q", out)
+	}
+	if got := g.sh(t, "cat /sys/devices/system/clocksource/clocksource0/current_clocksource"); !strings.HasPrefix(got, "tsc") {
+		t.Errorf("the clocksource is %s", got)
 	}
 	clock, _ := strconv.ParseInt(g.sh(t, "date +%s"), 10, 64)
 	if off := time.Now().Unix() - clock; off < -5 || off > 5 {

@@ -13,7 +13,7 @@ type Init string
 
 // The init modes.
 const (
-	InitAuto    Init = "auto"    // systemd if the image has it, else the agent
+	InitAuto    Init = "auto"    // systemd if that is the image's init, else the agent
 	InitAgent   Init = "agent"   // the agent stays process 1
 	InitSystemd Init = "systemd" // the image's /sbin/init, with the agent beside it
 )

@@ -15,7 +15,8 @@ import (
 type SessionID [16]byte
 
 // Preamble is what the host sends to open a session. The clock and the entropy come with it, so that a guest restored
-// from a snapshot has both before it serves anything.
+// from a snapshot has both before it serves anything. A guest that boots reads it late: for the exact time there is
+// OpConfigure.
 type Preamble struct {
 	ID      SessionID
 	TimeNS  int64    // the host's wall clock, ns since 1970

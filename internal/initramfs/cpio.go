@@ -9,7 +9,7 @@ import (
 const (
 	typeDir  = 0o040000
 	typeFile = 0o100000
-	typeLink = 0o120000
+
 	typeChar = 0o020000
 )
 
@@ -34,10 +34,6 @@ type node struct {
 }
 
 func (a *archive) dir(name string) error { return a.add(node{name: name, mode: typeDir | 0o755}, nil) }
-
-func (a *archive) symlink(name, target string) error {
-	return a.add(node{name: name, mode: typeLink | 0o777, size: int64(len(target))}, []byte(target))
-}
 
 func (a *archive) char(name string, perm, major, minor uint32) error {
 	return a.add(node{name: name, mode: typeChar | perm, major: major, minor: minor}, nil)

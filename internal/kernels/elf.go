@@ -65,15 +65,22 @@ func payload(image []byte) ([]byte, error) {
 	return kernel, nil
 }
 
-// decompress unpacks a payload. All but gzip end with the unpacked size in four bytes, which are not part of the data.
+// decompress unpacks a payload. But for those that need none and gzip, payloads end with the unpacked size in four bytes,
+// which are not part of the data.
 func decompress(data []byte) ([]byte, error) {
 	packed, size := data[:len(data)-4], binary.LittleEndian.Uint32(data[len(data)-4:])
-	if size > maxKernel {
-		return nil, errors.New("absurd size")
-	}
 	switch {
 	case bytes.HasPrefix(data, []byte("\x7fELF")):
 		return data, nil
+	case bytes.HasPrefix(data, []byte{0x1f, 0x8b}):
+		z, err := gzip.NewReader(bytes.NewReader(data))
+		if err != nil {
+			return nil, err
+		}
+		z.Multistream(false)
+		return io.ReadAll(io.LimitReader(z, maxKernel))
+	case size > maxKernel:
+		return nil, errors.New("absurd size")
 	case bytes.HasPrefix(data, lz4Magic):
 		return unpackLZ4(packed, int(size))
 	case bytes.HasPrefix(data, []byte{0x28, 0xb5, 0x2f, 0xfd}):
@@ -83,13 +90,6 @@ func decompress(data []byte) ([]byte, error) {
 		}
 		defer d.Close()
 		return d.DecodeAll(packed, nil)
-	case bytes.HasPrefix(data, []byte{0x1f, 0x8b}):
-		z, err := gzip.NewReader(bytes.NewReader(data))
-		if err != nil {
-			return nil, err
-		}
-		z.Multistream(false)
-		return io.ReadAll(io.LimitReader(z, maxKernel))
 	default:
 		return nil, fmt.Errorf("unknown compression % x", data[:4])
 	}

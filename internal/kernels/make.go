@@ -123,21 +123,22 @@ func tarTree(dir string, w io.Writer) error {
 		if err != nil {
 			return err
 		}
-		info, err := d.Info()
-		if err != nil {
-			return err
-		}
 		name, err := filepath.Rel(dir, path)
 		if err != nil {
 			return err
 		}
-		h := &tar.Header{Name: name, ModTime: info.ModTime(), Format: tar.FormatPAX}
+		// Times would make every image another one.
+		h := &tar.Header{Name: name, ModTime: time.Unix(0, 0), Format: tar.FormatPAX}
 		switch {
 		case d.IsDir():
 			h.Typeflag, h.Mode = tar.TypeDir, 0o755
 			return tw.WriteHeader(h)
 		case !d.Type().IsRegular():
 			return nil // "build" and "source" point into packages that are not there
+		}
+		info, err := d.Info()
+		if err != nil {
+			return err
 		}
 		h.Typeflag, h.Mode, h.Size = tar.TypeReg, 0o644, info.Size()
 		if err := tw.WriteHeader(h); err != nil {

@@ -41,12 +41,11 @@ func (a *attachment) set(st monitorlink.Status) {
 	a.changed = make(chan struct{})
 }
 
-// attach connects to the monitor of a VM and begins to follow it. The caller holds the VM's lock. The context bounds the
-// connecting only.
-func (s *Service) attach(ctx context.Context, vm microvm.VM, launch monitorlink.Launch) (*attachment, error) {
-	dirs := s.dirs(vm.ID)
+// attach connects to the monitor of the VM and begins to follow it. The context bounds the connecting only.
+func (h *hold) attach(ctx context.Context, launch monitorlink.Launch) (*attachment, error) {
+	dirs := h.dirs()
 	a := &attachment{
-		id: vm.ID, dirs: dirs, launch: launch, client: monitorlink.NewClient(dirs.Socket()),
+		id: h.vm.ID, dirs: dirs, launch: launch, client: monitorlink.NewClient(dirs.Socket()),
 		done: make(chan struct{}), changed: make(chan struct{}),
 	}
 	w, err := a.client.Watch(ctx)
@@ -60,16 +59,16 @@ func (s *Service) attach(ctx context.Context, vm microvm.VM, launch monitorlink.
 		return nil, errors.Join(context.Cause(ctx), err)
 	}
 	a.status = first
-	if err := s.spawn(func(ctx context.Context) { s.follow(ctx, vm, a, w) }); err != nil {
+	if err := h.spawn(func(ctx context.Context) { h.follow(ctx, a, w) }); err != nil {
 		_ = w.Close()
 		return nil, err
 	}
-	s.setAttachment(vm.ID, a)
+	h.table.setAttachment(h.vm.ID, a)
 	return a, nil
 }
 
 // follow keeps the attachment's status until the monitor ends, then records the end unless an operation does.
-func (s *Service) follow(ctx context.Context, vm microvm.VM, a *attachment, w *monitorlink.Watch) {
+func (s *Service) follow(ctx context.Context, a *attachment, w *monitorlink.Watch) {
 	stop := context.AfterFunc(ctx, func() { _ = w.Close() })
 	defer stop()
 	defer w.Close() //nolint:errcheck // nothing to flush
@@ -88,23 +87,23 @@ func (s *Service) follow(ctx context.Context, vm microvm.VM, a *attachment, w *m
 		}
 		// The stream ended without a last word: the monitor was killed, and its VMM dies with it.
 		if !errors.Is(err, io.EOF) {
-			s.log.Warn("follow monitor", "vm", vm.ID, "err", err)
+			s.log.Warn("follow monitor", "vm", a.id, "err", err)
 		}
 		if err := a.dirs.KillMonitor(killTimeout); err != nil {
-			s.log.Error("end monitor", "vm", vm.ID, "err", err)
+			s.log.Error("end monitor", "vm", a.id, "err", err)
 		}
 		a.exit = a.dirs.ReadExit()
 		break
 	}
 	close(a.done)
-	release, err := s.acquire(ctx, vm, "record its end", 0)
+	h, err := s.claimVM(ctx, microvm.VM{ID: a.id}, "record its end", 0)
 	if err != nil {
-		return
+		return // the daemon ends, or the VM is gone
 	}
-	defer release()
-	if s.attachment(vm.ID) == a {
-		if err := s.conclude(ctx, vm.ID, a, describe(a.exit)); err != nil {
-			s.log.Error("record end of VM", "vm", vm.ID, "err", err)
+	defer h.release()
+	if h.attachment() == a {
+		if err := h.conclude(ctx, a, describe(a.exit)); err != nil {
+			s.log.Error("record end of VM", "vm", a.id, "err", err)
 		}
 	}
 }
@@ -112,22 +111,22 @@ func (s *Service) follow(ctx context.Context, vm microvm.VM, a *attachment, w *m
 // killTimeout bounds the waiting for a killed process to be gone.
 const killTimeout = 10 * time.Second
 
-// conclude records that a VM does not run any more and removes what its processes left behind. The caller holds the VM's
-// lock, and the attachment, if there was one, is done.
-func (s *Service) conclude(ctx context.Context, id microvm.ID, a *attachment, cause string) error {
+// conclude records that the VM does not run any more and removes what its processes left behind. The attachment, if there
+// was one, is done.
+func (h *hold) conclude(ctx context.Context, a *attachment, cause string) error {
 	var errs []error
-	if err := s.dirs(id).KillMonitor(killTimeout); err != nil {
+	if err := h.dirs().KillMonitor(killTimeout); err != nil {
 		errs = append(errs, err)
 	}
-	if err := removeRuntime(s.dirs(id)); err != nil {
+	if err := removeRuntime(h.dirs()); err != nil {
 		errs = append(errs, err)
 	}
-	if err := s.store.SetState(ctx, id, store.Change{To: microvm.Stopped, Cause: cause}); err != nil {
+	if err := h.store.SetState(ctx, h.vm.ID, store.Change{To: microvm.Stopped, Cause: cause}); err != nil {
 		errs = append(errs, err)
 	}
 	if a != nil {
-		s.setAttachment(id, nil)
-		s.log.Info("VM stopped", "vm", id, "cause", cause)
+		h.table.setAttachment(h.vm.ID, nil)
+		h.log.Info("VM stopped", "vm", h.vm.ID, "cause", cause)
 	}
 	return errors.Join(errs...)
 }

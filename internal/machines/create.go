@@ -26,7 +26,7 @@ type CreateRequest struct {
 
 // Create makes a VM, stopped. On failure nothing of it is left.
 func (s *Service) Create(ctx context.Context, req CreateRequest, report progress.Sink) (microvm.VM, error) {
-	spec := s.complete(req.Spec)
+	spec := complete(req.Spec, s.config.Defaults)
 	if err := spec.Validate(); err != nil {
 		return microvm.VM{}, err
 	}
@@ -39,7 +39,7 @@ func (s *Service) Create(ctx context.Context, req CreateRequest, report progress
 	if _, err := s.host.Hypervisor(ctx, spec.Backend); err != nil {
 		return microvm.VM{}, err
 	}
-	if err := s.admit(); err != nil {
+	if err := admit(s.config.VMs); err != nil {
 		return microvm.VM{}, err
 	}
 	vm := microvm.VM{
@@ -48,23 +48,26 @@ func (s *Service) Create(ctx context.Context, req CreateRequest, report progress
 	if err := s.reserve(ctx, &vm); err != nil {
 		return microvm.VM{}, err
 	}
-	release, err := s.acquire(ctx, vm, "create", patience)
+	h, err := s.claimVM(ctx, vm, "create", patience)
 	if err != nil {
 		return microvm.VM{}, errors.Join(err, s.store.Remove(context.WithoutCancel(ctx), vm.ID))
 	}
-	defer release()
+	defer h.release()
 	var back undo
-	back.push("forget VM", func(ctx context.Context) error { return s.store.Remove(ctx, vm.ID) })
-	if err := s.provision(ctx, &vm, &back, report); err != nil {
+	back.push("forget VM", func(ctx context.Context) error { return s.store.Remove(ctx, h.vm.ID) })
+	err = h.provision(ctx, &back, report)
+	if err == nil {
+		vm, err = s.store.Get(ctx, h.vm.ID)
+	}
+	if err != nil {
 		return microvm.VM{}, back.run(ctx, err)
 	}
 	s.log.Info("VM created", "vm", vm.ID, "name", vm.Name)
-	return s.store.Get(ctx, vm.ID)
+	return vm, nil
 }
 
 // complete fills in the defaults.
-func (s *Service) complete(spec microvm.Spec) microvm.Spec {
-	d := s.config.Defaults
+func complete(spec, d microvm.Spec) microvm.Spec {
 	set(&spec.Image, d.Image)
 	set(&spec.Kernel, d.Kernel)
 	set(&spec.VCPUs, d.VCPUs)
@@ -89,14 +92,14 @@ func set[T comparable](v *T, otherwise T) {
 const minFree = 256 << 20
 
 // admit refuses a VM for which there is no room.
-func (s *Service) admit() error {
+func admit(dir string) error {
 	var st unix.Statfs_t
-	if err := unix.Statfs(s.config.VMs, &st); err != nil {
-		return fmt.Errorf("look at free space in %s: %w", s.config.VMs, err)
+	if err := unix.Statfs(dir, &st); err != nil {
+		return fmt.Errorf("look at free space in %s: %w", dir, err)
 	}
 	if free := int64(st.Bavail) * st.Bsize; free < minFree { //nolint:gosec // block counts fit
 		return fault.New(fault.Exhausted, "only %d MiB are free in %s; a VM needs at least %d MiB",
-			free>>20, s.config.VMs, minFree>>20).WithHint("free some disk space, or delete VMs: banger vm delete <vm>")
+			free>>20, dir, minFree>>20).WithHint("free some disk space, or delete VMs: banger vm delete <vm>")
 	}
 	return nil
 }
@@ -117,42 +120,41 @@ func (s *Service) reserve(ctx context.Context, vm *microvm.VM) error {
 }
 
 // provision makes image and kernel present and the VM's disks.
-func (s *Service) provision(ctx context.Context, vm *microvm.VM, back *undo, report progress.Sink) error {
+func (h *hold) provision(ctx context.Context, back *undo, report progress.Sink) error {
 	var image Image
 	g, gctx := errgroup.WithContext(ctx)
 	g.Go(func() (err error) {
-		image, err = s.sources.Image(gctx, vm.Spec.Image, report)
+		image, err = h.sources.Image(gctx, h.vm.Spec.Image, report)
 		return err
 	})
 	g.Go(func() error {
-		_, err := s.sources.Kernel(gctx, vm.Spec.Kernel, report)
+		_, err := h.sources.Kernel(gctx, h.vm.Spec.Kernel, report)
 		return err
 	})
 	if err := g.Wait(); err != nil {
 		return err
 	}
-	vm.ImageDigest = image.Digest
-	if err := s.store.SetImageDigest(ctx, vm.ID, image.Digest); err != nil {
+	if err := h.store.SetImageDigest(ctx, h.vm.ID, image.Digest); err != nil {
 		return err
 	}
 	end := report.Stage("make disks")
-	err := s.makeDisks(ctx, vm, back)
+	err := h.makeDisks(ctx, back)
 	end(err)
 	if err != nil {
 		return err
 	}
-	return s.store.SetState(ctx, vm.ID, store.Change{To: microvm.Stopped})
+	return h.store.SetState(ctx, h.vm.ID, store.Change{To: microvm.Stopped})
 }
 
-func (s *Service) makeDisks(ctx context.Context, vm *microvm.VM, back *undo) error {
-	dirs := s.dirs(vm.ID)
-	back.push("remove disks", func(context.Context) error { return os.RemoveAll(dirs.State) })
+func (h *hold) makeDisks(ctx context.Context, back *undo) error {
+	dirs := h.dirs()
 	if err := os.Mkdir(dirs.State, 0o700); err != nil {
-		return fmt.Errorf("make directory of VM %s: %w", vm.Name, err)
+		return fmt.Errorf("make directory of VM %s: %w", h.vm.Name, err)
 	}
+	back.push("remove disks", func(context.Context) error { return os.RemoveAll(dirs.State) })
 	g, ctx := errgroup.WithContext(ctx)
 	for _, name := range []string{systemDisk, workDisk} {
-		g.Go(func() error { return s.host.BlankDisk(ctx, filepath.Join(dirs.State, name), vm.Spec.DiskSize) })
+		g.Go(func() error { return h.host.BlankDisk(ctx, filepath.Join(dirs.State, name), h.vm.Spec.DiskSize) })
 	}
 	return g.Wait()
 }

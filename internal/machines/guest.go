@@ -35,7 +35,7 @@ func (s *Service) Logs(ctx context.Context, ref string, follow bool) (path strin
 	if err != nil {
 		return "", nil, err
 	}
-	if a := s.attachment(vm.ID); follow && a != nil {
+	if a := s.table.attachment(vm.ID); follow && a != nil {
 		stream, err = a.client.Follow(ctx)
 		if err == nil {
 			return "", stream, nil
@@ -46,7 +46,7 @@ func (s *Service) Logs(ctx context.Context, ref string, follow bool) (path strin
 			return "", nil, err
 		}
 	}
-	return s.dirs(vm.ID).ConsoleLog(), nil, nil
+	return s.dirsOf(vm.ID).ConsoleLog(), nil, nil
 }
 
 // running returns a VM that can be talked to, and its monitor.
@@ -55,7 +55,7 @@ func (s *Service) running(ctx context.Context, ref string) (microvm.VM, *attachm
 	if err != nil {
 		return vm, nil, err
 	}
-	a := s.attachment(vm.ID)
+	a := s.table.attachment(vm.ID)
 	if a != nil {
 		st, _ := a.get()
 		switch {

@@ -5,7 +5,7 @@
 // the VM's id, so that a crash between any two lines leaves something that Recover finds (recover.go holds the table).
 //
 // Locks: each VM has one lock, held by one named operation at a time (lock.go) for as long as that takes; whoever comes
-// meanwhile waits a moment and is then told who holds it. Service.mu guards the table of locks and attachments and is
+// meanwhile waits a moment and is then told who holds it. table.mu guards the table of locks and attachments and is
 // never held over I/O. There is no other lock; nothing is locked across VMs.
 //
 // Goroutines: one per attached monitor, which follows the monitor's status and records its end. Run owns them all. When
@@ -97,8 +97,7 @@ type Service struct {
 	tasks  chan func(context.Context) // goroutines for Run to own
 	closed chan struct{}              // Run has ended
 
-	mu      sync.Mutex
-	entries map[microvm.ID]*entry
+	table table
 }
 
 // New returns a service. It does nothing before Run.
@@ -106,7 +105,7 @@ func New(c Config, st Store, sources Sources, host Host, log *slog.Logger) *Serv
 	return &Service{
 		config: c, store: st, sources: sources, host: host, log: log,
 		tasks: make(chan func(context.Context)), closed: make(chan struct{}),
-		entries: map[microvm.ID]*entry{},
+		table: table{entries: map[microvm.ID]*entry{}},
 	}
 }
 
@@ -154,7 +153,7 @@ func (s *Service) List(ctx context.Context) ([]Info, error) {
 	}
 	infos := make([]Info, len(vms))
 	for i, vm := range vms {
-		infos[i] = s.info(vm)
+		infos[i] = s.infoOf(vm)
 	}
 	return infos, nil
 }
@@ -165,7 +164,7 @@ func (s *Service) Get(ctx context.Context, ref string) (Info, error) {
 	if err != nil {
 		return Info{}, err
 	}
-	return s.info(vm), nil
+	return s.infoOf(vm), nil
 }
 
 func (s *Service) resolve(ctx context.Context, ref string) (microvm.VM, error) {
@@ -176,9 +175,9 @@ func (s *Service) resolve(ctx context.Context, ref string) (microvm.VM, error) {
 	return microvm.Resolve(vms, ref)
 }
 
-func (s *Service) info(vm microvm.VM) Info {
-	info := Info{VM: vm, Directory: s.dirs(vm.ID).State}
-	if a := s.attachment(vm.ID); a != nil {
+func (s *Service) infoOf(vm microvm.VM) Info {
+	info := Info{VM: vm, Directory: s.dirsOf(vm.ID).State}
+	if a := s.table.attachment(vm.ID); a != nil {
 		info.Status, _ = a.get()
 		info.Backend, info.Accel, info.Reason = a.launch.Backend, a.launch.Accelerator, a.launch.Reason
 	}
@@ -186,7 +185,7 @@ func (s *Service) info(vm microvm.VM) Info {
 }
 
 // dirs names the directories of a VM.
-func (s *Service) dirs(id microvm.ID) monitorlink.Dirs {
+func (s *Service) dirsOf(id microvm.ID) monitorlink.Dirs {
 	return monitorlink.Dirs{
 		State:   filepath.Join(s.config.VMs, string(id)),
 		Runtime: filepath.Join(s.config.Runtime, string(id)),

@@ -81,13 +81,12 @@ func (s *Service) Recover(ctx context.Context) error {
 }
 
 func (s *Service) recoverOne(ctx context.Context, vm microvm.VM) error {
-	release, err := s.acquire(ctx, vm, "recover", 0)
+	h, err := s.claimVM(ctx, vm, "recover", 0)
 	if err != nil {
 		return err
 	}
-	defer release()
-	dirs := s.dirs(vm.ID)
-	held, err := dirs.Alive()
+	defer h.release()
+	held, err := h.dirs().Alive()
 	if err != nil {
 		return err
 	}
@@ -96,9 +95,9 @@ func (s *Service) recoverOne(ctx context.Context, vm microvm.VM) error {
 	if held {
 		found = silent
 		// A launch record that cannot be read takes away nothing that a running VM needs.
-		launch, _ := dirs.ReadLaunch()
+		launch, _ := h.dirs().ReadLaunch()
 		connect, cancel := context.WithTimeout(ctx, recoverTimeout)
-		a, err = s.attach(connect, vm, launch)
+		a, err = h.attach(connect, launch)
 		cancel()
 		if err == nil {
 			found = alive
@@ -111,28 +110,29 @@ func (s *Service) recoverOne(ctx context.Context, vm microvm.VM) error {
 	if act != keep {
 		s.log.Info("recover VM", "vm", vm.ID, "state", vm.State, "found", int(found), "action", int(act))
 	}
-	return s.recoverBy(ctx, act, vm, a)
+	return h.recoverBy(ctx, act, a)
 }
 
-func (s *Service) recoverBy(ctx context.Context, act action, vm microvm.VM, a *attachment) error {
+func (h *hold) recoverBy(ctx context.Context, act action, a *attachment) error {
 	switch act {
 	case keep:
 		return nil
 	case adopt:
-		return s.adopt(ctx, vm, a)
+		return h.adopt(ctx, a)
 	case finish:
-		return s.finishStop(ctx, vm, a)
+		h.shutdown(ctx, a, stopTimeout)
+		return errors.Join(h.end(ctx, a), h.conclude(ctx, a, "stopped"))
 	case discard:
-		return s.delete(ctx, vm)
+		return h.delete(ctx)
 	case settle, endStray:
 		var errs []error
 		if a != nil {
-			errs = append(errs, s.end(ctx, vm.ID, a))
+			errs = append(errs, h.end(ctx, a))
 		}
 		if act == settle {
-			errs = append(errs, s.conclude(ctx, vm.ID, a, lastWord(s.dirs(vm.ID))))
+			errs = append(errs, h.conclude(ctx, a, lastWord(h.dirs())))
 		} else {
-			errs = append(errs, s.dirs(vm.ID).KillMonitor(killTimeout), removeRuntime(s.dirs(vm.ID)))
+			errs = append(errs, h.dirs().KillMonitor(killTimeout), removeRuntime(h.dirs()))
 		}
 		return errors.Join(errs...)
 	}
@@ -144,31 +144,26 @@ func lastWord(d monitorlink.Dirs) string { return describe(d.ReadExit()) }
 
 // adopt takes over a living monitor. A VM whose start was under way is given up: nobody waits for it any more, and
 // whether it would have come up is not known.
-func (s *Service) adopt(ctx context.Context, vm microvm.VM, a *attachment) error {
+func (h *hold) adopt(ctx context.Context, a *attachment) error {
 	st, _ := a.get()
-	switch {
-	case st.Phase == monitorlink.Ready && st.Paused:
-		if vm.State == microvm.Paused {
-			return nil
-		}
-		if vm.State == microvm.Starting {
-			if err := s.store.SetState(ctx, vm.ID, store.Change{To: microvm.Running, BootID: st.BootID}); err != nil {
-				return err
-			}
-		}
-		return s.store.SetState(ctx, vm.ID, store.Change{To: microvm.Paused})
-	case st.Phase == monitorlink.Ready:
-		if vm.State == microvm.Running {
-			return nil
-		}
-		return s.store.SetState(ctx, vm.ID, store.Change{To: microvm.Running, BootID: st.BootID})
+	if st.Phase != monitorlink.Ready {
+		return errors.Join(h.end(ctx, a), h.conclude(ctx, a, "its start was interrupted"))
 	}
-	return errors.Join(s.end(ctx, vm.ID, a), s.conclude(ctx, vm.ID, a, "its start was interrupted"))
-}
-
-func (s *Service) finishStop(ctx context.Context, vm microvm.VM, a *attachment) error {
-	s.shutdown(ctx, a, stopTimeout)
-	return errors.Join(s.end(ctx, vm.ID, a), s.conclude(ctx, vm.ID, a, "stopped"))
+	state := h.vm.State
+	if state == microvm.Starting {
+		state = microvm.Running
+		if err := h.store.SetState(ctx, h.vm.ID, store.Change{To: state, BootID: st.BootID}); err != nil {
+			return err
+		}
+	}
+	is := microvm.Running
+	if st.Paused {
+		is = microvm.Paused
+	}
+	if state == is {
+		return nil
+	}
+	return h.store.SetState(ctx, h.vm.ID, store.Change{To: is})
 }
 
 // sweep removes directories that look like a VM's and belong to none.
@@ -185,7 +180,7 @@ func (s *Service) sweep(known map[string]bool) error {
 				continue
 			}
 			s.log.Info("remove what belongs to no VM", "path", filepath.Join(parent, id))
-			if err := s.dirs(microvm.ID(id)).KillMonitor(killTimeout); err != nil {
+			if err := s.dirsOf(microvm.ID(id)).KillMonitor(killTimeout); err != nil {
 				errs = append(errs, err)
 				continue
 			}

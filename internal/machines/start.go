@@ -24,73 +24,62 @@ const attempts = 2
 
 // Start starts a VM and returns when its agent has answered. Starting one that runs is no error.
 func (s *Service) Start(ctx context.Context, ref string, report progress.Sink) (Info, error) {
-	vm, err := s.resolve(ctx, ref)
+	h, err := s.claim(ctx, ref, "start")
 	if err != nil {
 		return Info{}, err
 	}
-	release, err := s.acquire(ctx, vm, "start", patience)
-	if err != nil {
-		return Info{}, err
+	defer h.release()
+	if h.vm.State != microvm.Running {
+		if err := h.start(ctx, report); err != nil {
+			return Info{}, err
+		}
 	}
-	defer release()
-	if vm, err = s.store.Get(ctx, vm.ID); err != nil {
-		return Info{}, err
-	}
-	switch {
-	case vm.State == microvm.Running:
-		return s.info(vm), nil
-	case !vm.State.MayBecome(microvm.Starting):
-		return Info{}, fault.New(fault.Precondition, "start VM %s: it is %s", vm.Name, vm.State).
-			WithHint("see its state: banger vm show %s", vm.Name)
-	}
-	if err := s.start(ctx, vm, report); err != nil {
-		return Info{}, err
-	}
-	if vm, err = s.store.Get(ctx, vm.ID); err != nil {
-		return Info{}, err
-	}
-	return s.info(vm), nil
+	return h.info(ctx)
 }
 
-// start boots a VM whose lock the caller holds. On failure no process and no runtime file is left.
-func (s *Service) start(ctx context.Context, vm microvm.VM, report progress.Sink) error {
-	launch, err := s.plan(ctx, vm, report)
+// start boots the VM. On failure no process and no runtime file is left.
+func (h *hold) start(ctx context.Context, report progress.Sink) error {
+	if !h.vm.State.MayBecome(microvm.Starting) {
+		return fault.New(fault.Precondition, "start VM %s: it is %s", h.vm.Name, h.vm.State).
+			WithHint("see its state: banger vm show %s", h.vm.Name)
+	}
+	launch, err := h.plan(ctx, report)
 	if err != nil {
 		return err
 	}
-	if err := s.store.SetState(ctx, vm.ID, store.Change{To: microvm.Starting}); err != nil {
+	if err := h.store.SetState(ctx, h.vm.ID, store.Change{To: microvm.Starting}); err != nil {
 		return err
 	}
 	for attempt := 1; ; attempt++ {
-		err = s.boot(ctx, vm, launch, report)
+		err = h.boot(ctx, launch, report)
 		ended, isEnd := errors.AsType[*endedError](err)
 		switch {
 		case err == nil:
 			return nil
 		case isEnd && ended.exit.Cause == monitorlink.BootTimeout && attempt < attempts && ctx.Err() == nil:
-			s.log.Warn("guest did not come up, trying again", "vm", vm.ID, "console", ended.exit.ConsoleTail)
+			h.log.Warn("guest did not come up, trying again", "vm", h.vm.ID, "console", ended.exit.ConsoleTail)
 			report.Send(progress.Update{Stage: "boot", Detail: "the guest did not answer in time; trying once more"})
 			continue
 		case isEnd:
-			err = ended.fault(vm.Name)
+			err = ended.fault(h.vm.Name)
 		default:
-			err = fmt.Errorf("start VM %s: %w", vm.Name, err)
+			err = fmt.Errorf("start VM %s: %w", h.vm.Name, err)
 		}
 		change := store.Change{To: microvm.Failed, Cause: firstLine(err)}
 		if ctx.Err() != nil {
 			change = store.Change{To: microvm.Stopped, Cause: "its start was cancelled"}
 		}
-		return errors.Join(err, s.store.SetState(context.WithoutCancel(ctx), vm.ID, change))
+		return errors.Join(err, h.store.SetState(context.WithoutCancel(ctx), h.vm.ID, change))
 	}
 }
 
 // boot makes one attempt.
-func (s *Service) boot(ctx context.Context, vm microvm.VM, launch monitorlink.Launch, report progress.Sink) error {
-	dirs := s.dirs(vm.ID)
+func (h *hold) boot(ctx context.Context, launch monitorlink.Launch, report progress.Sink) error {
+	dirs := h.dirs()
 	var back undo
 	back.push("remove runtime files", func(context.Context) error { return removeRuntime(dirs) })
 	end := report.Stage("start monitor")
-	a, err := s.launch(ctx, vm, launch, &back)
+	a, err := h.launch(ctx, launch, &back)
 	end(err)
 	if err != nil {
 		return back.run(ctx, err)
@@ -99,7 +88,7 @@ func (s *Service) boot(ctx context.Context, vm microvm.VM, launch monitorlink.La
 	st, err := a.waitReady(ctx)
 	end(err)
 	if err == nil {
-		err = s.store.SetState(ctx, vm.ID, store.Change{To: microvm.Running, BootID: st.BootID})
+		err = h.store.SetState(ctx, h.vm.ID, store.Change{To: microvm.Running, BootID: st.BootID})
 	}
 	if err != nil {
 		return back.run(ctx, err)
@@ -108,63 +97,74 @@ func (s *Service) boot(ctx context.Context, vm microvm.VM, launch monitorlink.La
 }
 
 // launch starts the monitor and attaches to it.
-func (s *Service) launch(ctx context.Context, vm microvm.VM, l monitorlink.Launch, back *undo) (*attachment, error) {
-	dirs := s.dirs(vm.ID)
+func (h *hold) launch(ctx context.Context, l monitorlink.Launch, back *undo) (*attachment, error) {
+	dirs := h.dirs()
 	if err := os.MkdirAll(dirs.Runtime, 0o700); err != nil {
 		return nil, fmt.Errorf("make runtime directory: %w", err)
 	}
 	back.push("end monitor", func(context.Context) error { return dirs.KillMonitor(killTimeout) })
-	if err := s.host.StartMonitor(dirs, l); err != nil {
+	if err := h.host.StartMonitor(dirs, l); err != nil {
 		return nil, err
 	}
 	connect, cancel := context.WithTimeout(ctx, connectTimeout)
 	defer cancel()
-	a, err := s.attach(connect, vm, l)
+	a, err := h.attach(connect, l)
 	if err != nil {
 		if exit := dirs.ReadExit(); exit.Cause != monitorlink.MonitorLost {
 			return nil, &endedError{exit}
 		}
 		return nil, errors.Join(err, monitorLog(dirs))
 	}
-	back.push("end VM", func(ctx context.Context) error { return s.end(ctx, vm.ID, a) })
+	back.push("end VM", func(ctx context.Context) error { return h.end(ctx, a) })
 	return a, nil
 }
 
 // connectTimeout bounds how long a new monitor may take to come up. On a loaded host a process needs seconds to start.
 const connectTimeout = 30 * time.Second
 
-// end kills a VM's VMM and waits until the monitor is gone. The caller holds the VM's lock.
-func (s *Service) end(ctx context.Context, id microvm.ID, a *attachment) error {
-	err := a.client.Kill(ctx)
+// end kills the VMM and waits until the monitor is gone. A monitor that does not do its part is killed itself, and its
+// VMM with it.
+func (h *hold) end(ctx context.Context, a *attachment) error {
+	ask, cancel := context.WithTimeout(ctx, askTimeout)
+	err := a.client.Kill(ask)
+	cancel()
+	wait := killTimeout
+	if err != nil {
+		wait = lastWordTimeout // for one that is about to end by itself
+	}
 	select {
 	case <-a.done:
 		err = nil
-	case <-time.After(killTimeout):
-		err = errors.Join(err, a.dirs.KillMonitor(killTimeout))
+	case <-time.After(wait):
+		err = a.dirs.KillMonitor(killTimeout)
 	}
-	s.setAttachment(id, nil)
+	h.table.setAttachment(h.vm.ID, nil)
 	return err
 }
 
+// lastWordTimeout is how long a monitor that takes no more requests may need to leave its exit record.
+const lastWordTimeout = time.Second
+
 // plan collects everything that the VM's monitor has to know.
-func (s *Service) plan(ctx context.Context, vm microvm.VM, report progress.Sink) (monitorlink.Launch, error) {
-	hv, err := s.host.Hypervisor(ctx, vm.Spec.Backend)
+func (h *hold) plan(ctx context.Context, report progress.Sink) (monitorlink.Launch, error) {
+	vm := h.vm
+	hv, err := h.host.Hypervisor(ctx, vm.Spec.Backend)
 	if err != nil {
 		return monitorlink.Launch{}, err
 	}
-	image, err := s.sources.ImageByDigest(ctx, vm.ImageDigest)
+	image, err := h.sources.ImageByDigest(ctx, vm.ImageDigest)
 	if err != nil {
 		return monitorlink.Launch{}, err
 	}
-	kernel, err := s.sources.Kernel(ctx, vm.Spec.Kernel, report)
+	kernel, err := h.sources.Kernel(ctx, vm.Spec.Kernel, report)
 	if err != nil {
 		return monitorlink.Launch{}, err
 	}
-	dirs := s.dirs(vm.ID)
+	dirs := h.dirs()
 	params := guestproto.BootParams{Hostname: vm.Name, Init: guestproto.Init(vm.Spec.Init)}
 	var network *monitorlink.Network
 	if vm.Spec.Net == microvm.NetUser {
-		network = &monitorlink.Network{Guest: guestAddr(), Gateway: gatewayAddr(), MTU: guestMTU, Allow: s.config.EgressAllow}
+		network = &monitorlink.Network{Guest: guestAddr(), Gateway: gatewayAddr(), MTU: guestMTU, Allow: h.config.EgressAllow}
 		params.Addr, params.Gateway, params.MTU = network.Guest, network.Gateway, network.MTU
 		params.DNS = []netip.Addr{network.Gateway}
 	}

@@ -21,67 +21,43 @@ const askTimeout = 2 * time.Second
 // Stop shuts a VM down: the guest flushes its file systems and powers off; if that takes longer than the timeout, it is
 // killed, which is no error. Stopping one that does not run is no error.
 func (s *Service) Stop(ctx context.Context, ref string, timeout time.Duration, report progress.Sink) (Info, error) {
-	vm, release, err := s.claim(ctx, ref, "stop")
+	h, err := s.claim(ctx, ref, "stop")
 	if err != nil {
 		return Info{}, err
 	}
-	defer release()
-	if vm.State.Live() {
+	defer h.release()
+	if h.vm.State.Live() {
 		end := report.Stage("shut down")
-		err = s.stop(ctx, vm, timeout)
+		err = h.stop(ctx, timeout)
 		end(err)
 		if err != nil {
 			return Info{}, err
 		}
-		if vm, err = s.store.Get(ctx, vm.ID); err != nil {
-			return Info{}, err
-		}
 	}
-	return s.info(vm), nil
+	return h.info(ctx)
 }
 
-// claim resolves a reference, takes the VM's lock and reads the VM again, because it may have changed meanwhile.
-func (s *Service) claim(ctx context.Context, ref, op string) (microvm.VM, func(), error) {
-	vm, err := s.resolve(ctx, ref)
-	if err != nil {
-		return vm, nil, err
-	}
-	release, err := s.acquire(ctx, vm, op, patience)
-	if err != nil {
-		return vm, nil, err
-	}
-	again, err := s.store.Get(ctx, vm.ID)
-	if fault.Is(err, fault.NotFound) {
-		err = fault.New(fault.NotFound, "there is no VM %q any more", vm.Name)
-	}
-	if err != nil {
-		release()
-		return vm, nil, err
-	}
-	return again, release, nil
-}
-
-// stop ends a live VM whose lock the caller holds. Once begun it goes on to the end, whatever the caller does.
-func (s *Service) stop(ctx context.Context, vm microvm.VM, timeout time.Duration) error {
+// stop ends a live VM. Once begun it goes on to the end, whatever the caller does.
+func (h *hold) stop(ctx context.Context, timeout time.Duration) error {
 	ctx = context.WithoutCancel(ctx)
-	a := s.attachment(vm.ID)
-	if err := s.store.SetState(ctx, vm.ID, store.Change{To: microvm.Stopping}); err != nil {
+	a := h.attachment()
+	if err := h.store.SetState(ctx, h.vm.ID, store.Change{To: microvm.Stopping}); err != nil {
 		return err
 	}
 	cause := "stopped"
 	if a != nil {
-		if !s.shutdown(ctx, a, timeout) {
+		if !h.shutdown(ctx, a, timeout) {
 			cause = "stopped; the guest did not shut down in time and was killed"
 		}
-		if err := s.end(ctx, vm.ID, a); err != nil {
+		if err := h.end(ctx, a); err != nil {
 			return err
 		}
 	}
-	return s.conclude(ctx, vm.ID, a, cause)
+	return h.conclude(ctx, a, cause)
 }
 
 // shutdown asks the guest to power off and reports whether it did so in time.
-func (s *Service) shutdown(ctx context.Context, a *attachment, timeout time.Duration) bool {
+func (h *hold) shutdown(ctx context.Context, a *attachment, timeout time.Duration) bool {
 	deadline := time.NewTimer(timeout)
 	defer deadline.Stop()
 	if st, _ := a.get(); st.Paused {
@@ -96,7 +72,7 @@ func (s *Service) shutdown(ctx context.Context, a *attachment, timeout time.Dura
 	err := guestlink.NewClient(a.client).Shutdown(ask, guestproto.PowerOff)
 	cancel()
 	if err != nil {
-		s.log.Warn("ask guest to shut down", "vm", a.id, "err", err)
+		h.log.Warn("ask guest to shut down", "vm", a.id, "err", err)
 		select {
 		case <-a.done: // it was quicker than its answer
 			return true
@@ -115,34 +91,34 @@ func (s *Service) shutdown(ctx context.Context, a *attachment, timeout time.Dura
 // Delete removes a VM and every trace of it. A VM that runs is refused unless force is set. Once begun it goes on to the
 // end, whatever the caller does; every part of it is tried.
 func (s *Service) Delete(ctx context.Context, ref string, force bool) error {
-	vm, release, err := s.claim(ctx, ref, "delete")
+	h, err := s.claim(ctx, ref, "delete")
 	if err != nil {
 		return err
 	}
-	defer release()
-	if vm.State.HasProcess() && !force {
-		return fault.New(fault.Precondition, "delete VM %s: it is %s", vm.Name, vm.State).
-			WithHint("stop it first: banger stop %s; or delete it as it is: banger vm delete --force %s", vm.Name, vm.Name)
+	defer h.release()
+	if name := h.vm.Name; h.vm.State.HasProcess() && !force {
+		return fault.New(fault.Precondition, "delete VM %s: it is %s", name, h.vm.State).
+			WithHint("stop it first: banger stop %s; or delete it as it is: banger vm delete --force %s", name, name)
 	}
-	return s.delete(context.WithoutCancel(ctx), vm)
+	return h.delete(context.WithoutCancel(ctx))
 }
 
-// delete removes a VM whose lock the caller holds.
-func (s *Service) delete(ctx context.Context, vm microvm.VM) error {
+// delete removes the VM.
+func (h *hold) delete(ctx context.Context) error {
 	var errs []error
-	if vm.State.HasProcess() {
-		a := s.attachment(vm.ID)
-		if a != nil {
-			errs = append(errs, s.end(ctx, vm.ID, a))
-		}
-		errs = append(errs, s.conclude(ctx, vm.ID, a, "killed"))
+	a := h.attachment()
+	if a != nil { // in any state: recovery may have found a process that should not be
+		errs = append(errs, h.end(ctx, a))
 	}
-	if vm.State != microvm.Deleting {
-		if err := s.store.SetState(ctx, vm.ID, store.Change{To: microvm.Deleting}); err != nil {
+	if h.vm.State.HasProcess() {
+		errs = append(errs, h.conclude(ctx, a, "killed"))
+	}
+	if h.vm.State != microvm.Deleting {
+		if err := h.store.SetState(ctx, h.vm.ID, store.Change{To: microvm.Deleting}); err != nil {
 			return errors.Join(append(errs, err)...)
 		}
 	}
-	dirs := s.dirs(vm.ID)
+	dirs := h.dirs()
 	if err := dirs.KillMonitor(killTimeout); err != nil {
 		// Disks that a process may still write are kept; recovery tries again.
 		return errors.Join(append(errs, err)...)
@@ -150,9 +126,9 @@ func (s *Service) delete(ctx context.Context, vm microvm.VM) error {
 	removed := errors.Join(removeRuntime(dirs), os.RemoveAll(dirs.State))
 	errs = append(errs, removed)
 	if removed == nil {
-		errs = append(errs, s.store.Remove(ctx, vm.ID))
+		errs = append(errs, h.store.Remove(ctx, h.vm.ID))
 	}
-	s.log.Info("VM deleted", "vm", vm.ID, "name", vm.Name)
+	h.log.Info("VM deleted", "vm", h.vm.ID, "name", h.vm.Name)
 	return errors.Join(errs...)
 }
 

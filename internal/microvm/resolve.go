@@ -13,10 +13,10 @@ func Resolve(vms []VM, ref string) (VM, error) {
 	}
 	var prefixed []VM
 	for _, vm := range vms {
-		if vm.Name == ref && vm.State != Deleting || string(vm.ID) == ref {
+		if vm.Name == ref && vm.State != Deleting {
 			return vm, nil
 		}
-		if strings.HasPrefix(string(vm.ID), ref) {
+		if strings.HasPrefix(string(vm.ID), ref) { // all ids are of one length, so a whole id is the prefix of one VM's
 			prefixed = append(prefixed, vm)
 		}
 	}

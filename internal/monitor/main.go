@@ -24,6 +24,9 @@ func Main(ctx context.Context, dir string) error {
 		return err
 	}
 	dirs.Runtime = launch.Machine.Dir
+	if err := monitorlink.KeepLock(); err != nil {
+		return err
+	}
 	ln, err := monitorlink.Listener()
 	if err != nil {
 		return err

@@ -114,6 +114,7 @@ func (m *Monitor) session(ctx context.Context) monitorlink.Exit {
 			m.log.Info("guest ready", "vm", m.launch.ID, "dur", hello.at.Sub(began))
 		case <-deadline.C:
 			vmm.Kill()
+			m.console.settle()
 			return monitorlink.Exit{
 				Cause:       monitorlink.BootTimeout,
 				Detail:      fmt.Sprintf("the agent in the guest did not answer within %s", m.launch.BootTimeout),

@@ -32,6 +32,9 @@ func (m *Monitor) serve(ctx context.Context, vmm hypervisor.VMM) {
 
 // handle answers one client.
 func (m *Monitor) handle(ctx context.Context, conn *net.UnixConn, vmm hypervisor.VMM) {
+	// The end of the VMM cuts every client short, also one that says nothing.
+	cut := context.AfterFunc(ctx, func() { _ = conn.Close() })
+	defer cut()
 	var req monitorlink.Request
 	_ = conn.SetDeadline(time.Now().Add(requestTimeout))
 	err := monitorlink.ReadLine(conn, &req)
@@ -41,15 +44,16 @@ func (m *Monitor) handle(ctx context.Context, conn *net.UnixConn, vmm hypervisor
 		return
 	}
 	if req.Op == monitorlink.OpWatch {
-		if answer(conn, nil) == nil {
-			// Not waited for by serve: it ends after the VMM, with the board.
-			m.board.readers.Add(1)
-			go m.watch(conn)
+		if !cut() || answer(conn, nil) != nil {
+			_ = conn.Close()
+			return
 		}
+		// Not waited for by serve: it ends after the VMM, with the board.
+		m.board.readers.Add(1)
+		go m.watch(conn)
 		return
 	}
 	defer conn.Close() //nolint:errcheck // nothing to flush
-	defer context.AfterFunc(ctx, func() { _ = conn.Close() })()
 	switch req.Op {
 	case monitorlink.OpStream:
 		stream, err := m.link.OpenStream(ctx)
@@ -61,7 +65,9 @@ func (m *Monitor) handle(ctx context.Context, conn *net.UnixConn, vmm hypervisor
 			m.attach(conn, req.Op == monitorlink.OpFollow)
 		}
 	case monitorlink.OpKill:
+		cut() // what was asked for is no reason not to answer
 		vmm.Kill()
+		_ = conn.SetWriteDeadline(time.Now().Add(requestTimeout))
 		_ = answer(conn, nil)
 	case monitorlink.OpPause, monitorlink.OpResume:
 		_ = answer(conn, m.pause(ctx, vmm, req.Op == monitorlink.OpPause))

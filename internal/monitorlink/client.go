@@ -25,6 +25,12 @@ func NewClient(socket string) *Client { return &Client{socket: socket} }
 func (c *Client) open(ctx context.Context, op Op) (*net.UnixConn, error) {
 	var d net.Dialer
 	conn, err := d.DialContext(ctx, "unix", c.socket)
+	if ctx.Err() != nil {
+		if err == nil {
+			_ = conn.Close()
+		}
+		return nil, context.Cause(ctx)
+	}
 	if err != nil {
 		return nil, fault.New(fault.Unavailable, "reach the VM's monitor: %w", err)
 	}

@@ -19,16 +19,19 @@ import (
 
 // Dirs are the two directories of one VM: state survives a reboot of the host, runtime does not have to.
 type Dirs struct {
-	State   string // disks, console log, launch and exit records
-	Runtime string // the monitor's socket, lock and pid
+	State   string // disks, console log, launch and exit records, the monitor's lock and pid
+	Runtime string // the monitor's socket
 }
 
 // Files of a VM.
 func (d Dirs) launch() string   { return filepath.Join(d.State, "launch.json") }
 func (d Dirs) exit() string     { return filepath.Join(d.State, "exit.json") }
 func (d Dirs) log() string      { return filepath.Join(d.State, "monitor.log") }
-func (d Dirs) identity() string { return filepath.Join(d.Runtime, "monitor.json") }
-func (d Dirs) lock() string     { return filepath.Join(d.Runtime, "monitor.lock") }
+func (d Dirs) identity() string { return filepath.Join(d.State, "monitor.json") }
+
+// The lock protects the disks, so it lies beside them: the runtime directory can vanish while the VM runs (the user logs
+// out), and a second VMM on the same disks would destroy them.
+func (d Dirs) lock() string { return filepath.Join(d.State, "monitor.lock") }
 
 // Socket is where the monitor listens.
 func (d Dirs) Socket() string { return filepath.Join(d.Runtime, "m.sock") }

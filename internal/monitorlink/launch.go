@@ -7,6 +7,8 @@ import (
 	"net"
 	"os"
 
+	"golang.org/x/sys/unix"
+
 	"banger/internal/hostexec"
 )
 
@@ -17,6 +19,9 @@ import (
 const (
 	listenerFD = 3
 	lockFD     = 4
+	// keptLockFD is the least number at which the monitor keeps the lock: beyond those that it gives to its children
+	// from 3 on, one of which would take the lock's place in the VMM.
+	keptLockFD = 64
 )
 
 // Start starts the monitor of a VM: it writes the launch record, makes the socket and runs the program, detached, so
@@ -67,6 +72,19 @@ func Start(program string, args []string, d Dirs, l Launch) error {
 	})
 	if err != nil {
 		return fmt.Errorf("start monitor: %w", err)
+	}
+	return nil
+}
+
+// KeepLock makes every child of the calling monitor process inherit the lock that the monitor has inherited. Call it
+// once, before anything else opens or closes descriptors.
+func KeepLock() error {
+	// Without close-on-exec, on purpose.
+	if _, err := unix.FcntlInt(lockFD, unix.F_DUPFD, keptLockFD); err != nil {
+		return fmt.Errorf("keep monitor lock: %w", err)
+	}
+	if err := unix.Close(lockFD); err != nil {
+		return fmt.Errorf("keep monitor lock: %w", err)
 	}
 	return nil
 }

@@ -98,6 +98,9 @@ func (v *VMs) remove(ctx context.Context, info machines.Info, failure error) err
 		}
 	}
 	err := v.machines.Delete(ctx, string(info.ID), true)
+	for fault.Is(err, fault.Busy) && ctx.Err() == nil { // Delete itself waits a while before it says so
+		err = v.machines.Delete(ctx, string(info.ID), true)
+	}
 	if fault.Is(err, fault.NotFound) {
 		return nil // someone else was quicker
 	}

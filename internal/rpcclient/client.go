@@ -10,6 +10,7 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"io"
 	"net"
 	"net/http"
 	"sync/atomic"
@@ -28,9 +29,9 @@ const (
 	statusTimeout = 10 * time.Second
 	// startTimeout bounds a daemon's start, which may have to migrate a database and adopt every running VM.
 	startTimeout = 60 * time.Second
-	// retryEvery and retryFor are for the time in which another command's daemon holds the lock but does not listen yet.
-	retryEvery = 10 * time.Millisecond
-	retryFor   = startTimeout
+	// Between tries to reach a daemon that is starting or ending.
+	retryFirst = 10 * time.Millisecond
+	retryMost  = 200 * time.Millisecond
 
 	// baseURL names no host: every connection goes to the socket.
 	baseURL = "http://banger"
@@ -59,9 +60,39 @@ type Client struct {
 // client's calls is a *[fault.Error]; those that came from the daemon wrap a *[Remote]. The errors of Connect are
 // Unavailable (not running and not to be started, or it could not be started) and Timeout (it does not answer).
 func Connect(ctx context.Context, o Options) (*Client, error) {
+	ctx, cancel := context.WithTimeoutCause(ctx, startTimeout,
+		fault.New(fault.Timeout, "the daemon did not become ready within %s", startTimeout).WithHint("see its log: %s", o.Log))
+	defer cancel()
+	// A daemon that is just ending, or one that another command has just started, is neither there nor absent: it holds
+	// its lock and does not listen, or takes a connection and drops it. That passes.
+	for pause := retryFirst; ; pause = min(2*pause, retryMost) {
+		c, err := attempt(ctx, o)
+		if !errors.Is(err, errInBetween) {
+			return c, err
+		}
+		select {
+		case <-time.After(pause):
+		case <-ctx.Done():
+			return nil, context.Cause(ctx)
+		}
+	}
+}
+
+// errInBetween says that a daemon is there and cannot be talked to yet, or no more.
+var errInBetween = errors.New("the daemon is starting or ending")
+
+// attempt makes one try to reach a daemon that answers.
+func attempt(ctx context.Context, o Options) (*Client, error) {
 	conn, err := dial(ctx, o.Socket)
 	if absent(err) && len(o.Start) > 0 {
-		conn, err = startAndDial(ctx, o)
+		var lost bool
+		if lost, err = start(ctx, o); err != nil {
+			return nil, err
+		}
+		conn, err = dial(ctx, o.Socket)
+		if lost && absent(err) {
+			return nil, errInBetween
+		}
 	}
 	switch {
 	case absent(err):
@@ -77,13 +108,23 @@ func Connect(ctx context.Context, o Options) (*Client, error) {
 	status, err := c.System.Status(ctx, connect.NewRequest(&bangerv1.StatusRequest{}))
 	if err != nil {
 		c.Close()
-		if cause := context.Cause(ctx); fault.Is(cause, fault.Timeout) {
-			return nil, cause
+		if ctx.Err() != nil {
+			return nil, context.Cause(ctx)
+		}
+		if dropped(err) {
+			return nil, errInBetween
 		}
 		return nil, fmt.Errorf("ask the daemon for its status: %w", err)
 	}
 	c.Status = status.Msg
 	return c, nil
+}
+
+// dropped reports whether a call failed because the daemon's end of the connection went away. What HTTP/2 makes of a reset
+// connection is a cancelled call.
+func dropped(err error) bool {
+	return fault.Is(err, fault.Canceled) || errors.Is(err, syscall.ECONNRESET) || errors.Is(err, syscall.EPIPE) || errors.Is(err, io.EOF) ||
+		errors.Is(err, io.ErrUnexpectedEOF) || absent(err)
 }
 
 // Close ends the connection.

@@ -1,7 +1,6 @@
 package rpcclient
 
 import (
-	"context"
 	"errors"
 	"io"
 
@@ -119,31 +118,3 @@ func kindOfCode(c connect.Code) fault.Kind {
 		return fault.Internal
 	}
 }
-
-// faults is the interceptor that applies toFault to every call.
-type faults struct{}
-
-// WrapUnary implements [connect.Interceptor].
-func (faults) WrapUnary(next connect.UnaryFunc) connect.UnaryFunc {
-	return func(ctx context.Context, req connect.AnyRequest) (connect.AnyResponse, error) {
-		res, err := next(ctx, req)
-		return res, toFault(err)
-	}
-}
-
-// WrapStreamingClient implements [connect.Interceptor].
-func (faults) WrapStreamingClient(next connect.StreamingClientFunc) connect.StreamingClientFunc {
-	return func(ctx context.Context, spec connect.Spec) connect.StreamingClientConn {
-		return faultConn{next(ctx, spec)}
-	}
-}
-
-// WrapStreamingHandler implements [connect.Interceptor]; a client has no handlers.
-func (faults) WrapStreamingHandler(next connect.StreamingHandlerFunc) connect.StreamingHandlerFunc {
-	return next
-}
-
-type faultConn struct{ connect.StreamingClientConn }
-
-func (c faultConn) Send(msg any) error    { return toFault(c.StreamingClientConn.Send(msg)) }
-func (c faultConn) Receive(msg any) error { return toFault(c.StreamingClientConn.Receive(msg)) }

@@ -6,7 +6,6 @@ import (
 	"errors"
 	"fmt"
 	"io"
-	"net"
 	"os"
 	"strings"
 	"syscall"
@@ -26,22 +25,6 @@ const (
 	alreadyRunning = "already running"
 	maxReadyLine   = 4096 // bytes
 )
-
-// startAndDial starts a daemon and connects to it, or to the daemon of another command that was quicker.
-func startAndDial(ctx context.Context, o Options) (net.Conn, error) {
-	ctx, cancel := context.WithTimeoutCause(ctx, startTimeout,
-		fault.New(fault.Timeout, "the daemon did not become ready within %s", startTimeout).
-			WithHint("see its log: %s", o.Log))
-	defer cancel()
-	lost, err := start(ctx, o)
-	switch {
-	case err != nil:
-		return nil, err
-	case !lost:
-		return dial(ctx, o.Socket)
-	}
-	return dialRetry(ctx, o)
-}
 
 // start runs a daemon until it says that it is ready. It returns lost = true if another daemon was there first.
 func start(ctx context.Context, o Options) (lost bool, err error) {
@@ -87,29 +70,6 @@ func start(ctx context.Context, o Options) (lost bool, err error) {
 		return false, failed(o, errors.New("it ended before it was ready"+endOf(p)))
 	default:
 		return false, failed(o, fmt.Errorf("it said %q", line))
-	}
-}
-
-// dialRetry waits for the daemon that won the race. It tells nobody when it listens but the command that started it.
-func dialRetry(ctx context.Context, o Options) (net.Conn, error) {
-	ctx, cancel := context.WithTimeout(ctx, retryFor)
-	defer cancel()
-	tick := time.NewTicker(retryEvery)
-	defer tick.Stop()
-	for {
-		conn, err := dial(ctx, o.Socket)
-		if !absent(err) {
-			return conn, err
-		}
-		select {
-		case <-tick.C:
-		case <-ctx.Done():
-			if cause := context.Cause(ctx); !errors.Is(cause, context.DeadlineExceeded) {
-				return nil, cause
-			}
-			return nil, fault.New(fault.Timeout, "a daemon is running but does not listen on %s", o.Socket).
-				WithHint("see its log: %s", o.Log)
-		}
 	}
 }
 

@@ -87,7 +87,7 @@ func (r *resolver) serveTCP(ctx context.Context, conn net.Conn) {
 			return
 		}
 		_ = conn.SetDeadline(time.Now().Add(dnsIdle))
-		if _, err := conn.Write(append(binary.BigEndian.AppendUint16(nil, uint16(len(answer))), answer...)); err != nil { //nolint:gosec // Pack's limit
+		if _, err := conn.Write(append(binary.BigEndian.AppendUint16(nil, uint16(len(answer))), answer...)); err != nil {
 			return
 		}
 	}

@@ -96,7 +96,7 @@ func (h *harness) ask(t testing.TB, network string, q *dns.Msg) *dns.Msg {
 	} else {
 		c = h.dialUDP(t, gatewayAddr+":53")
 	}
-	_ = c.SetDeadline(time.Now().Add(10 * time.Second))
+	_ = c.SetDeadline(time.Now().Add(30 * time.Second))
 	conn := &dns.Conn{Conn: c, UDPSize: 65535}
 	if err := conn.WriteMsg(q); err != nil {
 		t.Fatal(err)

@@ -152,7 +152,7 @@ func (f *flows) send(ctx context.Context, key flowKey, about quote, payload []by
 func (fl *flow) write(payload []byte) error {
 	var werr error
 	err := fl.raw.Write(func(fd uintptr) bool {
-		_, werr = unix.Write(int(fd), payload) //nolint:gosec // a descriptor is an int
+		_, werr = unix.Write(int(fd), payload)
 		return true
 	})
 	return errors.Join(err, werr)
@@ -297,7 +297,7 @@ func openFlow(ctx context.Context, key flowKey, allowedLocal func() bool) (flowC
 	dialer := net.Dialer{Control: func(_, _ string, c syscall.RawConn) error {
 		var serr error
 		err := c.Control(func(fd uintptr) { // package net allows broadcasts; a guest must not send any
-			serr = unix.SetsockoptInt(int(fd), unix.SOL_SOCKET, unix.SO_BROADCAST, 0) //nolint:gosec // a descriptor is an int
+			serr = unix.SetsockoptInt(int(fd), unix.SOL_SOCKET, unix.SO_BROADCAST, 0)
 		})
 		return errors.Join(err, serr)
 	}}
@@ -323,5 +323,5 @@ func openPing(dst netip.Addr) (flowConn, error) {
 		_ = unix.Close(fd)
 		return nil, fmt.Errorf("connect a ping socket: %w", err)
 	}
-	return os.NewFile(uintptr(fd), "ping"), nil //nolint:gosec // not negative
+	return os.NewFile(uintptr(fd), "ping"), nil
 }

@@ -94,7 +94,7 @@ func (h *harness) end(t testing.TB) {
 		if err != nil {
 			t.Errorf("Run: %v", err)
 		}
-	case <-time.After(10 * time.Second):
+	case <-time.After(30 * time.Second):
 		t.Error("Run does not end")
 	}
 	h.close()
@@ -176,6 +176,9 @@ func newGuest(t testing.TB, conn net.Conn, mtu int) *guest {
 			if err != nil {
 				return
 			}
+			if len(frame) > mtu+header.EthernetMinimumSize {
+				t.Errorf("the guest gets a frame of %d bytes", len(frame))
+			}
 			pkt := stack.NewPacketBuffer(stack.PacketBufferOptions{Payload: buffer.MakeWithData(frame)})
 			wire.InjectInbound(0, pkt)
 			pkt.DecRef()
@@ -219,7 +222,7 @@ func fullAddr(t testing.TB, s string) tcpip.FullAddress {
 // dialTCP connects from the guest.
 func (g *guest) dialTCP(t testing.TB, to string) (*gonet.TCPConn, error) {
 	t.Helper()
-	ctx, cancel := context.WithTimeout(t.Context(), 5*time.Second)
+	ctx, cancel := context.WithTimeout(t.Context(), 20*time.Second)
 	defer cancel()
 	return gonet.DialTCPWithBind(ctx, g.stack, tcpip.FullAddress{NIC: 1, Addr: addr4(guestAddr)}, fullAddr(t, to), ipv4.ProtocolNumber)
 }
@@ -230,7 +233,7 @@ func (g *guest) mustDialTCP(t testing.TB, to string) *gonet.TCPConn {
 	if err != nil {
 		t.Fatalf("guest connects to %s: %v", to, err)
 	}
-	_ = c.SetDeadline(time.Now().Add(20 * time.Second))
+	_ = c.SetDeadline(time.Now().Add(time.Minute))
 	t.Cleanup(func() { _ = c.Close() })
 	return c
 }
@@ -244,7 +247,7 @@ func (g *guest) dialUDP(t testing.TB, to string) *gonet.UDPConn {
 	if err != nil {
 		t.Fatal(err)
 	}
-	_ = c.SetDeadline(time.Now().Add(5 * time.Second))
+	_ = c.SetDeadline(time.Now().Add(20 * time.Second))
 	t.Cleanup(func() { _ = c.Close() })
 	return c
 }
@@ -354,7 +357,7 @@ func closedPort(t testing.TB, network string) string {
 // eventually waits for a condition.
 func eventually(t testing.TB, what string, ok func() bool) {
 	t.Helper()
-	for deadline := time.Now().Add(15 * time.Second); time.Now().Before(deadline); time.Sleep(5 * time.Millisecond) {
+	for deadline := time.Now().Add(time.Minute); time.Now().Before(deadline); time.Sleep(5 * time.Millisecond) {
 		if ok() {
 			return
 		}

@@ -29,7 +29,7 @@ func descriptors(t testing.TB) int {
 // settled waits until goroutines and descriptors are back where they were.
 func settled(t testing.TB, goroutines, fds int) {
 	t.Helper()
-	for deadline := time.Now().Add(10 * time.Second); ; time.Sleep(10 * time.Millisecond) {
+	for deadline := time.Now().Add(time.Minute); ; time.Sleep(10 * time.Millisecond) {
 		g, d := runtime.NumGoroutine(), descriptors(t)
 		if g <= goroutines && d <= fds {
 			return
@@ -74,7 +74,7 @@ func TestNoLeaks(t *testing.T) {
 		eventually(t, "all are open", func() bool { return n.Stats().OpenFlows == 5 && n.Stats().OpenConns == 5 })
 		began := time.Now()
 		h.end(t)
-		if took := time.Since(began); took > 2*time.Second {
+		if took := time.Since(began); took > 5*time.Second {
 			t.Errorf("Run took %v to end", took)
 		}
 		if s := n.Stats(); s.OpenConns != 0 || s.OpenFlows != 0 {

@@ -202,7 +202,7 @@ func (l *link) send(proto tcpip.NetworkProtocolNumber, parts ...[]byte) bool {
 	}
 	l.mu.Unlock()
 	l.stats.framesOut.Add(1)
-	l.stats.bytesOut.Add(uint64(etherSize + size)) //nolint:gosec // not negative
+	l.stats.bytesOut.Add(uint64(etherSize + size))
 	select {
 	case l.wake <- struct{}{}:
 	default:

@@ -39,7 +39,7 @@ func (n nic) IsAttached() bool {
 func (n nic) LinkAddress() tcpip.LinkAddress { return n.link.mac }
 
 // MTU implements [stack.NetworkLinkEndpoint].
-func (n nic) MTU() uint32 { return uint32(n.link.mtu) } //nolint:gosec // checked by New
+func (n nic) MTU() uint32 { return uint32(n.link.mtu) }
 
 // Capabilities implements [stack.NetworkLinkEndpoint]. There is no neighbour resolution, and checksums of what came
 // over a local socket are not verified again.

@@ -35,12 +35,12 @@ func putIPv4(b []byte, proto tcpip.TransportProtocolNumber, src, dst netip.Addr,
 	}
 	ip := header.IPv4(b)
 	ip.Encode(&header.IPv4Fields{
-		TotalLength:    uint16(ipv4Size + payload), //nolint:gosec // callers stay below 64 KiB
+		TotalLength:    uint16(ipv4Size + payload),
 		ID:             id,
 		Flags:          flags,
-		FragmentOffset: uint16(offset), //nolint:gosec // as above
+		FragmentOffset: uint16(offset),
 		TTL:            64,
-		Protocol:       uint8(proto), //nolint:gosec // a protocol number is a byte
+		Protocol:       uint8(proto),
 		SrcAddr:        tcpip.AddrFrom4(src.As4()),
 		DstAddr:        tcpip.AddrFrom4(dst.As4()),
 	})
@@ -51,7 +51,7 @@ func putIPv4(b []byte, proto tcpip.TransportProtocolNumber, src, dst netip.Addr,
 func udpHeader(src, dst netip.AddrPort, payload []byte) [udpSize]byte {
 	var b [udpSize]byte
 	h := header.UDP(b[:])
-	size := uint16(udpSize + len(payload)) //nolint:gosec // callers stay below 64 KiB
+	size := uint16(udpSize + len(payload))
 	h.Encode(&header.UDPFields{SrcPort: src.Port(), DstPort: dst.Port(), Length: size})
 	sum := header.PseudoHeaderChecksum(header.UDPProtocolNumber, tcpip.AddrFrom4(src.Addr().As4()), tcpip.AddrFrom4(dst.Addr().As4()), size)
 	sum = ^h.CalculateChecksum(checksum.Checksum(payload, sum))
@@ -104,8 +104,8 @@ const frameLength = 4
 
 // putFrameHeader appends the length of a frame and its Ethernet header to b.
 func putFrameHeader(b []byte, dst, src tcpip.LinkAddress, proto tcpip.NetworkProtocolNumber, payload int) []byte {
-	b = binary.BigEndian.AppendUint32(b, uint32(etherSize+payload)) //nolint:gosec // at most 64 KiB
+	b = binary.BigEndian.AppendUint32(b, uint32(etherSize+payload))
 	b = append(b, dst...)
 	b = append(b, src...)
-	return binary.BigEndian.AppendUint16(b, uint16(proto)) //nolint:gosec // an ethertype is 16 bits
+	return binary.BigEndian.AppendUint16(b, uint16(proto))
 }

@@ -41,7 +41,7 @@ func (r hostReader) next(use func([]byte) error) error {
 	err := r.raw.Read(func(fd uintptr) bool {
 		buf, _ = chunks.Get().(*[chunk]byte)
 		for {
-			n, rerr = unix.Read(int(fd), buf[:]) //nolint:gosec // a descriptor is an int
+			n, rerr = unix.Read(int(fd), buf[:])
 			if !errors.Is(rerr, unix.EINTR) {
 				break
 			}

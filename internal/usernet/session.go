@@ -35,18 +35,24 @@ const (
 	timeWait = time.Second
 	// finWait bounds how long a closed connection may wait for the guest to close its half.
 	finWait = 10 * time.Second
+	// minRTO is long because guests answer late (emulated, or on a busy host) far more often than a frame is lost.
+	// maxRTO is short so that connections go on soon after a pause of the VM. (The stack never stops sending again;
+	// retries bounds only the probes of a window that the guest closed before the pause: about two hours.)
+	minRTO  = time.Second
+	maxRTO  = 10 * time.Second
+	retries = 720
 	// synRetries makes a handshake that the guest does not finish fail after about half a minute.
 	synRetries = 4
 )
 
 // session is what exists while Run runs: the stack and everything that hangs on it.
 type session struct {
-	net    *Network
-	stack  *stack.Stack
-	link   *link
-	flows  *flows
-	dns    *resolver
-	dialed chan struct{} // slots for TCP connections
+	net   *Network
+	stack *stack.Stack
+	link  *link
+	flows *flows
+	dns   *resolver
+	slots chan struct{} // slots for TCP connections
 
 	mu      sync.Mutex
 	closing bool                                // no more work is started
@@ -58,7 +64,7 @@ func newSession(n *Network) (*session, error) {
 	s := &session{
 		net:     n,
 		link:    newLink(&n.cfg, &n.stats),
-		dialed:  make(chan struct{}, n.cfg.MaxConns),
+		slots:   make(chan struct{}, n.cfg.MaxConns),
 		pending: make(map[stack.TransportEndpointID]quote),
 	}
 	s.flows = newFlows(s)
@@ -85,10 +91,11 @@ func newStack(cfg *Config, l *link) (*stack.Stack, error) {
 	}
 	sack, moderate := tcpip.TCPSACKEnabled(true), tcpip.TCPModerateReceiveBufferOption(true)
 	recovery := tcpip.TCPRecovery(0) // SACK only: RACK's timers cost throughput and find nothing on an ordered wire
-	wait, fin, retries := tcpip.TCPTimeWaitTimeoutOption(timeWait), tcpip.TCPLingerTimeoutOption(finWait), tcpip.TCPSynRetriesOption(synRetries)
+	wait, fin, syns := tcpip.TCPTimeWaitTimeoutOption(timeWait), tcpip.TCPLingerTimeoutOption(finWait), tcpip.TCPSynRetriesOption(synRetries)
+	least, most, tries := tcpip.TCPMinRTOOption(minRTO), tcpip.TCPMaxRTOOption(maxRTO), tcpip.TCPMaxRetriesOption(retries)
 	congestion := tcpip.CongestionControlOption("cubic")
 	for _, opt := range []tcpip.SettableTransportProtocolOption{
-		&sack, &moderate, &recovery, &wait, &fin, &retries, &congestion,
+		&sack, &moderate, &recovery, &wait, &fin, &syns, &least, &most, &tries, &congestion,
 		&tcpip.TCPReceiveBufferSizeRangeOption{Min: minWindow, Default: defaultWindow, Max: maxWindow},
 		&tcpip.TCPSendBufferSizeRangeOption{Min: minWindow, Default: defaultWindow, Max: maxWindow},
 	} {

@@ -91,12 +91,12 @@ func (s *session) release(id stack.TransportEndpointID) quote {
 // slot takes one of the connection slots; the connection gives it back with free.
 func (s *session) slot() (free func(), ok bool) {
 	select {
-	case s.dialed <- struct{}{}:
+	case s.slots <- struct{}{}:
 		s.net.stats.conns.Add(1)
 		s.net.stats.openConns.Add(1)
 		return func() {
 			s.net.stats.openConns.Add(-1)
-			<-s.dialed
+			<-s.slots
 		}, true
 	default:
 		s.net.limited("connections")
@@ -177,7 +177,7 @@ func (s *session) connectDNS(ctx context.Context, r *tcp.ForwarderRequest) {
 
 // carry copies between a guest's connection and a host's until both have ended.
 func (s *session) carry(ctx context.Context, ep tcpip.Endpoint, wq *waiter.Queue, conn net.Conn) {
-	if len(s.dialed) > crowd {
+	if len(s.slots) > crowd {
 		small(ep)
 	}
 	stop := context.AfterFunc(ctx, func() { _ = conn.Close() })

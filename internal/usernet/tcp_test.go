@@ -130,7 +130,7 @@ func TestTCPIntegrity(t *testing.T) {
 		t.Run(fmt.Sprint(mtu), func(t *testing.T) {
 			t.Parallel()
 			h := start(t, Config{MTU: mtu, Policy: Policy{Allow: loopbackGrant}})
-			size := 8 << 20
+			size := 4 << 20
 			if mtu < 1500 {
 				size = 1 << 20
 			}

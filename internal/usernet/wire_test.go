@@ -49,7 +49,7 @@ func newWire(t testing.TB, cfg Config) *wire {
 
 func (w *wire) send(frame []byte) {
 	w.t.Helper()
-	_ = w.conn.SetDeadline(time.Now().Add(10 * time.Second))
+	_ = w.conn.SetDeadline(time.Now().Add(time.Minute))
 	if err := writeFrame(w.conn, frame); err != nil {
 		w.t.Fatal(err)
 	}
@@ -57,7 +57,7 @@ func (w *wire) send(frame []byte) {
 
 func (w *wire) next() []byte {
 	w.t.Helper()
-	_ = w.conn.SetDeadline(time.Now().Add(10 * time.Second))
+	_ = w.conn.SetDeadline(time.Now().Add(time.Minute))
 	frame, err := readFrame(w.in)
 	if err != nil {
 		w.t.Fatal(err)
