@@ -18,8 +18,8 @@ import (
 const (
 	// patience is how long after a signal that the guest ignored a second one of its kind gives up.
 	patience = 5 * time.Second
-	// removal bounds the wait for `run --rm` to delete the VM after its command has ended.
-	removal = 30 * time.Second
+	// removal bounds the wait for `run --rm` to delete the VM after its command has ended; the daemon gives up sooner.
+	removal = 75 * time.Second
 	// inputBlock is the most that is read from standard input at once, in bytes.
 	inputBlock = 32 << 10
 )
@@ -72,10 +72,14 @@ func (s *session) run(ctx context.Context, open func(context.Context) *attachStr
 		return s.explain(ctx, err)
 	}
 	s.finish()
-	if code := int(status.GetCode()); code != 0 {
-		return exitStatus(code & 0xff) // as wait(2) would give it; a guest can send anything
+	switch code := status.GetCode(); {
+	case code == 0:
+		return nil
+	case code < 0 || code > 255: // no process ends so, but a guest can say anything
+		return exitStatus(255)
+	default:
+		return exitStatus(code)
 	}
-	return nil
 }
 
 // explain prefers the reason for which the session was cancelled to what the transport made of it.

@@ -80,7 +80,7 @@ func Main(ctx context.Context, args []string, roots Roots, sys System) int {
 	defer ints.stop()
 	a := &app{sys: sys, roots: roots, signals: ints}
 	root := newRoot(a)
-	root.SetArgs(args)
+	root.SetArgs(append([]string{}, args...)) // nil would mean those of the process
 	root.SetIn(sys.Stdin)
 	root.SetOut(sys.Stdout)
 	root.SetErr(sys.Stderr)

@@ -206,6 +206,9 @@ func seekLines(f *os.File, n int) error {
 	if err != nil {
 		return err
 	}
+	if n == 0 {
+		return nil
+	}
 	end := pos
 	buf := make([]byte, 16<<10)
 	for pos > 0 {
@@ -246,7 +249,12 @@ func newMonitor(a *app) *cobra.Command {
 		Use:    "monitor DIR",
 		Short:  "Run the process that watches over one VM",
 		Hidden: true,
-		Args:   cobra.ExactArgs(1),
+		Args: func(cmd *cobra.Command, args []string) error {
+			if len(args) != 1 {
+				return usagef("%s takes one directory", cmd.CommandPath())
+			}
+			return nil
+		},
 		RunE: func(cmd *cobra.Command, args []string) error {
 			return a.runRoot(cmd.Context(), func(ctx context.Context) error { return a.roots.Monitor(ctx, args[0]) })
 		},

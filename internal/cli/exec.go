@@ -10,11 +10,10 @@ import (
 )
 
 type execOptions struct {
-	env         []string
-	user        string
-	workdir     string
-	tty         ttyChoice
-	interactive bool // accepted because fingers type it: input is always passed on
+	env     []string
+	user    string
+	workdir string
+	tty     ttyChoice
 }
 
 func newExec(a *app) *cobra.Command {
@@ -48,7 +47,6 @@ The command's input and output are this terminal's, its exit status becomes bang
 	f.StringVarP(&o.user, "user", "u", "", "`user` of the command: name, uid, name:group or uid:gid")
 	f.StringVarP(&o.workdir, "workdir", "w", "", "working `directory` of the command")
 	registerTTY(cmd, &o.tty)
-	f.BoolVarP(&o.interactive, "interactive", "i", false, "pass input on (always done)")
 	return cmd
 }
 

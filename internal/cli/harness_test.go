@@ -125,6 +125,15 @@ func (f *fakeDaemon) ListImages(
 	}}), nil
 }
 
+func (f *fakeDaemon) PullImage(
+	_ context.Context, r *connect.Request[bangerv1.PullImageRequest], s *connect.ServerStream[bangerv1.Event],
+) error {
+	if r.Msg.GetName() == "nonesuch" {
+		return remoteError(connect.CodeNotFound, "not-found", "no such image", "look: banger image list")
+	}
+	return s.Send(&bangerv1.Event{Kind: &bangerv1.Event_Image{Image: &bangerv1.Image{Name: r.Msg.GetName(), Digest: "sha256:01"}}})
+}
+
 func (f *fakeDaemon) Status(
 	context.Context, *connect.Request[bangerv1.StatusRequest],
 ) (*connect.Response[bangerv1.StatusResponse], error) {

@@ -2,6 +2,7 @@ package cli
 
 import (
 	"context"
+	"fmt"
 	"io"
 	"strings"
 	"time"
@@ -106,15 +107,21 @@ func runImagePull(ctx context.Context, a *app, names []string, timings bool) err
 	if err != nil {
 		return err
 	}
+	var done []string
 	for _, name := range names {
-		stream, err := client.Images.PullImage(ctx, connect.NewRequest(&bangerv1.PullImageRequest{Name: name}))
-		last, err := follow(stream, err, d, "")
-		if err != nil {
-			return err
+		stream, callErr := client.Images.PullImage(ctx, connect.NewRequest(&bangerv1.PullImageRequest{Name: name}))
+		last, callErr := follow(stream, callErr, d, "")
+		if callErr != nil {
+			err = fmt.Errorf("pull %q: %w", name, callErr)
+			break
 		}
-		if err := a.printLine(last.GetImage().GetName() + " " + last.GetImage().GetDigest()); err != nil {
-			return err
+		done = append(done, last.GetImage().GetName()+" "+last.GetImage().GetDigest())
+	}
+	d.keep() // before anything is printed over it
+	for _, line := range done {
+		if printErr := a.printLine(line); printErr != nil {
+			return printErr
 		}
 	}
-	return nil
+	return err
 }

@@ -59,6 +59,7 @@ func registerTTY(cmd *cobra.Command, c *ttyChoice) {
 	f := cmd.Flags()
 	f.BoolVarP(&c.force, "tty", "t", false, "give the command a terminal (default: if input and output are one)")
 	f.BoolVarP(&c.never, "no-tty", "T", false, "give the command no terminal")
+	f.BoolP("interactive", "i", false, "pass input on (always done, so that -it can be typed)")
 }
 
 // commandAfterDash accepts arguments only after --.

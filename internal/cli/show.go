@@ -103,9 +103,13 @@ func writeVM(w io.Writer, paint painter, vm *bangerv1.VM, now time.Time) error {
 	if vm.GetEphemeral() {
 		ephemeral = "when its command ends"
 	}
+	disks := size(spec.GetDiskSize())
+	if disks != "" {
+		disks += " each"
+	}
 	s.section(vm.GetName(), "id", vm.GetId(), "state", state, "cause", vm.GetCause(), "created", created, "deleted", ephemeral,
 		"directory", vm.GetDirectory())
-	s.section("Machine", "vcpus", itoa(spec.GetVcpus()), "memory", size(spec.GetMemory()), "disks", size(spec.GetDiskSize())+" each",
+	s.section("Machine", "vcpus", itoa(spec.GetVcpus()), "memory", size(spec.GetMemory()), "disks", disks,
 		"image", spec.GetImage(), "image digest", vm.GetImageDigest(), "kernel", spec.GetKernel(), "init", spec.GetInit(),
 		"network", spec.GetNet(), "backend", spec.GetBackend())
 	s.section("Environment", sortedPairs(spec.GetEnv())...)

@@ -36,6 +36,7 @@ func newUser(t *testing.T, b *bench) *user {
 	if err != nil {
 		t.Skipf("no terminals here: %v", err)
 	}
+	master = pollable(t, master)
 	u := &user{t: t, keyboard: master, terminal: slave, seen: make(chan struct{}, 1)}
 	u.setSize(24, 80)
 	var done sync.WaitGroup
@@ -59,6 +60,21 @@ func newUser(t *testing.T, b *bench) *user {
 	t.Cleanup(func() { _ = master.Close(); done.Wait(); _ = slave.Close() })
 	b.stdin, b.stdout, b.stderr = slave, slave, slave
 	return u
+}
+
+// pollable makes a file whose Close ends a Read in progress; package pty makes files that block.
+func pollable(t *testing.T, f *os.File) *os.File {
+	t.Helper()
+	fd, err := unix.FcntlInt(f.Fd(), unix.F_DUPFD_CLOEXEC, 0)
+	if err == nil {
+		err = unix.SetNonblock(fd, true)
+	}
+	if err != nil {
+		t.Fatal(err)
+	}
+	name := f.Name()
+	_ = f.Close()
+	return os.NewFile(uintptr(fd), name)
 }
 
 func (u *user) setSize(rows, cols uint16) {

@@ -70,7 +70,7 @@ func (a *Archive) Bootstrap(ctx context.Context, r Recipe, at Paths, w io.Writer
 	if err != nil {
 		return err
 	}
-	defer scratch.remove(context.WithoutCancel(ctx))
+	defer scratch.remove(context.WithoutCancel(ctx), at)
 	log, err := os.OpenFile(at.Log, os.O_CREATE|os.O_TRUNC|os.O_WRONLY, 0o600)
 	if err != nil {
 		return fmt.Errorf("open build log: %w", err)
@@ -79,7 +79,7 @@ func (a *Archive) Bootstrap(ctx context.Context, r Recipe, at Paths, w io.Writer
 	watch := &watcher{sink: sink, stage: "install " + r.Suite}
 	end := sink.Stage(watch.stage)
 	err = runBootstrap(ctx, hostexec.Cmd{
-		Path: program, Args: bootstrapArgs(r, arch, filepath.Join(at.Work, "aptopt")), Env: environ(scratch.dir),
+		Path: program, Args: bootstrapArgs(r, arch, at), Env: environ(scratch.dir),
 		Stdin: strings.NewReader(sources), Stdout: w, Stderr: io.MultiWriter(log, watch),
 	}, watch, at.Log)
 	end(err)
@@ -108,14 +108,17 @@ func runBootstrap(ctx context.Context, c hostexec.Cmd, watch *watcher, logPath s
 	}
 }
 
-func bootstrapArgs(r Recipe, arch, aptopt string) []string {
+// aptoptArg names the file of apt's options in the work directory.
+func aptoptArg(at Paths) string { return "--aptopt=" + filepath.Join(at.Work, "aptopt") }
+
+func bootstrapArgs(r Recipe, arch string, at Paths) []string {
 	mode := "unshare"
 	if os.Geteuid() == 0 {
 		mode = "root"
 	}
 	args := []string{
 		"--verbose", "--mode=" + mode, "--format=tar", "--architectures=" + arch, "--variant=" + r.Variant,
-		"--include=" + strings.Join(r.Packages, ","), "--aptopt=" + aptopt, "--dpkgopt=force-unsafe-io",
+		"--include=" + strings.Join(r.Packages, ","), aptoptArg(at), "--dpkgopt=force-unsafe-io",
 	}
 	if len(r.Exclude) > 0 {
 		// Not by dpkgopt: mmdebstrap then sends every essential package through a filter in Python, 20 s in all.
@@ -182,6 +185,7 @@ func newScratch(ctx context.Context, program string, at Paths) (*scratch, error)
 		return &scratch{dir: at.Work}, nil
 	}
 	s := &scratch{program: program, record: at.Log + ".scratch"}
+	endOrphans("/proc", aptoptArg(at))
 	kept := ""
 	old, _ := os.ReadFile(s.record) // none, or unreadable: nothing to remove
 	for dir := range strings.Lines(string(old)) {
@@ -189,7 +193,6 @@ func newScratch(ctx context.Context, program string, at Paths) (*scratch, error)
 		if !strings.HasPrefix(filepath.Base(dir), scratchPrefix) {
 			continue
 		}
-		endOrphans("/proc", dir)
 		if !removeScratch(ctx, program, dir) {
 			kept += dir + "\n"
 		}
@@ -205,7 +208,7 @@ func newScratch(ctx context.Context, program string, at Paths) (*scratch, error)
 	s.dir = dir
 	err = errors.Join(
 		os.WriteFile(s.record, []byte(kept+dir+"\n"), 0o600),
-		os.Chmod(dir, 0o711), //nolint:gosec // subordinate ids must pass
+		os.Chmod(dir, 0o755), //nolint:gosec // subordinate ids must pass, and list it to delete
 	)
 	if err != nil {
 		return nil, errors.Join(fmt.Errorf("make build directory: %w", err), os.Remove(dir))
@@ -213,30 +216,32 @@ func newScratch(ctx context.Context, program string, at Paths) (*scratch, error)
 	return s, nil
 }
 
-// endOrphans kills the processes that work in a dead call's directory: in user namespaces mmdebstrap's don't die with it.
-// They are known by their environment, which holds the directory's random name, and may be killed by the namespace's owner.
-func endOrphans(proc, dir string) {
+// remove ends what still runs and deletes the directory; the record names it until the next call finds it gone.
+func (s *scratch) remove(ctx context.Context, at Paths) {
+	if s.record != "" {
+		endOrphans("/proc", aptoptArg(at))
+		removeScratch(ctx, s.program, s.dir)
+	}
+}
+
+// endOrphans kills the processes that have arg among their arguments. In a user namespace mmdebstrap's processes don't die
+// with its first one, and may then wait for each other for ever; the namespace's owner may kill them. The argument
+// names a directory that only one call at a time uses, so whoever has it is this call's or a dead one's.
+func endOrphans(proc, arg string) {
 	entries, err := os.ReadDir(proc)
 	if err != nil {
 		return
 	}
-	mark := []byte("\x00TMPDIR=" + dir + "\x00")
+	mark := []byte("\x00" + arg + "\x00")
 	for _, e := range entries {
 		pid, err := strconv.Atoi(e.Name())
 		if err != nil || pid <= 1 || pid == os.Getpid() {
 			continue
 		}
-		env, err := os.ReadFile(filepath.Join(proc, e.Name(), "environ"))
-		if err == nil && bytes.Contains(append([]byte{0}, env...), mark) {
+		args, err := os.ReadFile(filepath.Join(proc, e.Name(), "cmdline"))
+		if err == nil && bytes.Contains(args, mark) {
 			_ = unix.Kill(pid, unix.SIGKILL)
 		}
-	}
-}
-
-// remove deletes the directory; the record names it until the next call finds it gone.
-func (s *scratch) remove(ctx context.Context) {
-	if s.record != "" {
-		removeScratch(ctx, s.program, s.dir)
 	}
 }
 

@@ -181,17 +181,17 @@ func TestHasSubIDs(t *testing.T) {
 
 func TestEndOrphans(t *testing.T) {
 	t.Parallel()
-	dir := filepath.Join(t.TempDir(), scratchPrefix+"1")
-	start := func(tmp string) *hostexec.Process {
-		p, err := hostexec.Start(hostexec.Cmd{Path: "sleep", Args: []string{"60"}, Env: []string{"A=b", "TMPDIR=" + tmp, "C=d"}})
+	arg := aptoptArg(Paths{Work: t.TempDir()})
+	start := func(arg string) *hostexec.Process {
+		p, err := hostexec.Start(hostexec.Cmd{Path: "sh", Args: []string{"-c", "while :; do sleep 60; done", "x", arg}})
 		if err != nil {
 			t.Fatal(err)
 		}
 		t.Cleanup(func() { p.Kill(); <-p.Done() })
 		return p
 	}
-	orphan, other := start(dir), start(dir+"1")
-	endOrphans("/proc", dir)
+	orphan, other := start(arg), start(arg+"1")
+	endOrphans("/proc", arg)
 	select {
 	case <-orphan.Done():
 	case <-time.After(5 * time.Second):
@@ -206,7 +206,7 @@ func TestEndOrphans(t *testing.T) {
 
 func TestBootstrapArgsAreChecked(t *testing.T) {
 	t.Parallel()
-	args := bootstrapArgs(Recipe{Suite: "bookworm", Variant: "minbase", Packages: []string{"a", "b"}, Exclude: []string{"/usr/share/doc/*"}, Finish: "true"}, "amd64", "/x")
+	args := bootstrapArgs(Recipe{Suite: "bookworm", Variant: "minbase", Packages: []string{"a", "b"}, Exclude: []string{"/usr/share/doc/*"}, Finish: "true"}, "amd64", Paths{Work: "/x"})
 	line := strings.Join(args, " ")
 	for _, bad := range []string{"unauthenticated", "trusted=yes", "insecure", "no-check"} {
 		if strings.Contains(strings.ToLower(line), bad) {

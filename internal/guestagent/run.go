@@ -81,13 +81,24 @@ func (m *machine) becomeInit(path string) error {
 }
 
 // quietSystemd masks, in /run and so for this boot only, the units that would wait for what a banger guest does not have:
-// the network is configured already, and without udev no device unit ever becomes active. The image's own /etc goes first.
+// the network is configured already, and without udev no device unit ever becomes active. It also keeps systemd from
+// emptying /tmp: commands run before systemd has booted. The image's own /etc goes first.
 func quietSystemd(root string) error {
 	units := []string{
 		"systemd-networkd-wait-online.service", "NetworkManager-wait-online.service", "ifupdown-wait-online.service",
+		"tmp.mount", // it would hide what is in /tmp by then
 	}
 	if !isFile(filepath.Join(root, "lib/systemd/systemd-udevd")) && !isFile(filepath.Join(root, "usr/lib/systemd/systemd-udevd")) {
 		units = append(units, "serial-getty@ttyS0.service", "serial-getty@hvc0.service")
+	}
+	// The same name in /run overrides the image's rules, which empty /tmp at boot, tmpfiles.d(5).
+	rules := filepath.Join(root, "run/tmpfiles.d")
+	if err := os.MkdirAll(rules, 0o755); err != nil { //nolint:gosec // as systemd makes it
+		return fmt.Errorf("keep /tmp: %w", err)
+	}
+	const keep = "d /tmp 1777 root root 10d\nd /var/tmp 1777 root root 30d\n"
+	if err := os.WriteFile(filepath.Join(rules, "tmp.conf"), []byte(keep), 0o644); err != nil { //nolint:gosec // public
+		return fmt.Errorf("keep /tmp: %w", err)
 	}
 	dir := filepath.Join(root, "run/systemd/system")
 	if err := os.MkdirAll(dir, 0o755); err != nil { //nolint:gosec // as systemd makes it

@@ -30,11 +30,19 @@ func newLink() *link { return &link{} }
 // retryPause bounds how often a misbehaving guest can make the host open sessions.
 const retryPause = time.Second
 
-// keep opens sessions over the transport until the VMM is gone, which closes the transport.
-func (l *link) keep(ctx context.Context, transport net.Conn, b *board, ready chan<- guestReady, log *slog.Logger) {
+// transport is the byte stream to the guest as one session sees it: the session's end leaves it open for the next one.
+type transport struct{ net.Conn }
+
+// Close makes reads and writes under way return.
+func (t transport) Close() error { return t.SetDeadline(time.Unix(1, 0)) }
+
+// keep opens sessions over the byte stream until the context ends, and then closes it.
+func (l *link) keep(ctx context.Context, conn net.Conn, b *board, ready chan<- guestReady, log *slog.Logger) {
+	defer conn.Close() //nolint:errcheck // nothing to flush
 	first := true
 	for ctx.Err() == nil {
-		s, hello, err := guestlink.Open(ctx, transport)
+		_ = conn.SetDeadline(time.Time{})
+		s, hello, err := guestlink.Open(ctx, transport{conn})
 		if err == nil {
 			l.set(s)
 			if first {

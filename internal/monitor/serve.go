@@ -12,8 +12,11 @@ import (
 	"banger/internal/monitorlink"
 )
 
-// requestTimeout bounds how long a client may take to say what it wants.
-const requestTimeout = 5 * time.Second
+// requestTimeout bounds how long a client may take to say what it wants; lastRequest, once the VMM has ended.
+const (
+	requestTimeout = 5 * time.Second
+	lastRequest    = 200 * time.Millisecond
+)
 
 // serve answers clients until the VMM has ended. Watchers are served longer: they learn of the end.
 func (m *Monitor) serve(ctx context.Context, vmm hypervisor.VMM) {
@@ -32,19 +35,13 @@ func (m *Monitor) serve(ctx context.Context, vmm hypervisor.VMM) {
 
 // handle answers one client.
 func (m *Monitor) handle(ctx context.Context, conn *net.UnixConn, vmm hypervisor.VMM) {
-	// The end of the VMM cuts every client short, also one that says nothing.
-	cut := context.AfterFunc(ctx, func() { _ = conn.Close() })
-	defer cut()
-	var req monitorlink.Request
-	_ = conn.SetDeadline(time.Now().Add(requestTimeout))
-	err := monitorlink.ReadLine(conn, &req)
-	_ = conn.SetDeadline(time.Time{})
+	req, err := readRequest(ctx, conn)
 	if err != nil {
 		_ = conn.Close()
 		return
 	}
 	if req.Op == monitorlink.OpWatch {
-		if !cut() || answer(conn, nil) != nil {
+		if answer(conn, nil) != nil {
 			_ = conn.Close()
 			return
 		}
@@ -54,6 +51,8 @@ func (m *Monitor) handle(ctx context.Context, conn *net.UnixConn, vmm hypervisor
 		return
 	}
 	defer conn.Close() //nolint:errcheck // nothing to flush
+	cut := context.AfterFunc(ctx, func() { _ = conn.Close() })
+	defer cut()
 	switch req.Op {
 	case monitorlink.OpStream:
 		stream, err := m.link.OpenStream(ctx)
@@ -75,6 +74,23 @@ func (m *Monitor) handle(ctx context.Context, conn *net.UnixConn, vmm hypervisor
 		_ = answer(conn, fault.New(fault.Unsupported, "this monitor does not know the request %q", req.Op).
 			WithHint("it was started by an older banger; restart the VM"))
 	}
+}
+
+// readRequest reads what a client wants. One that says nothing holds the monitor up for lastRequest at most.
+func readRequest(ctx context.Context, conn net.Conn) (monitorlink.Request, error) {
+	_ = conn.SetDeadline(time.Now().Add(requestTimeout))
+	fired := make(chan struct{})
+	stop := context.AfterFunc(ctx, func() {
+		defer close(fired)
+		_ = conn.SetDeadline(time.Now().Add(lastRequest))
+	})
+	var req monitorlink.Request
+	err := monitorlink.ReadLine(conn, &req)
+	if !stop() {
+		<-fired
+	}
+	_ = conn.SetDeadline(time.Time{})
+	return req, err
 }
 
 func (m *Monitor) pause(ctx context.Context, vmm hypervisor.VMM, pause bool) error {
