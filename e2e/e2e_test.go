@@ -137,7 +137,13 @@ func TestScenarios(t *testing.T) {
 	testscript.Run(t, testscript.Params{
 		Dir:                 "testdata",
 		RequireExplicitExec: true,
-		Setup:               setup,
+		Condition: func(cond string) (bool, error) {
+			if cond == "root" {
+				return os.Geteuid() == 0, nil
+			}
+			return false, fmt.Errorf("unknown condition %q", cond)
+		},
+		Setup: setup,
 		Cmds: map[string]func(*testscript.TestScript, bool, []string){
 			"kill9":      cmdKill9,
 			"noleaks":    cmdNoLeaks,

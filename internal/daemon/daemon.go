@@ -64,7 +64,7 @@ func Run(ctx context.Context, o Options) error {
 
 	ctx, cancel := context.WithCancel(ctx)
 	defer cancel()
-	im := images.New(images.Config{Dir: paths.Images(), CacheDir: paths.Cache, Log: o.Log})
+	im := images.New(images.Config{Dir: paths.Images(), CacheDir: paths.Cache, InUse: db.ImageInUse, Log: o.Log})
 	ks := kernels.New(kernels.Config{Dir: paths.Kernels(), CacheDir: paths.Cache, Log: o.Log})
 	host, err := newHost()
 	if err != nil {

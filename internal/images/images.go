@@ -65,7 +65,7 @@ type Config struct {
 	Dir      string // where images are kept; made if missing
 	CacheDir string // where build logs go
 	Builder  Builder
-	// InUse says whether a VM needs the image with this digest; nil: none ever does.
+	// InUse says whether a VM needs the image with this digest; nil: it can't be told, so no image is ever removed.
 	InUse func(ctx context.Context, digest string) (bool, error)
 	Log   *slog.Logger
 }
@@ -88,7 +88,7 @@ func New(c Config) *Store {
 		c.Builder = debianBuilder{}
 	}
 	if c.InUse == nil {
-		c.InUse = func(context.Context, string) (bool, error) { return false, nil }
+		c.InUse = func(context.Context, string) (bool, error) { return true, nil }
 	}
 	return &Store{
 		dir: c.Dir, logs: filepath.Join(c.CacheDir, "logs"), builder: c.Builder, inUse: c.InUse, log: c.Log,

@@ -397,3 +397,18 @@ func TestFinishScript(t *testing.T) {
 		t.Errorf("not masked: %q, %v", to, err)
 	}
 }
+
+func TestNothingIsRemovedUnasked(t *testing.T) {
+	t.Parallel()
+	s := newStore(t, t.TempDir(), &fakeBuilder{}, nil)
+	img := ensure(t, s)
+	if err := errors.Join(s.Delete(t.Context(), Default), s.Recover(t.Context())); err != nil {
+		t.Fatal(err)
+	}
+	if _, err := s.Get(Default); !fault.Is(err, fault.NotFound) {
+		t.Errorf("the name is still there: %v", err)
+	}
+	if !exists(img.RootPath) {
+		t.Error("an image that a VM may need was removed")
+	}
+}

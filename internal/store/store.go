@@ -130,6 +130,17 @@ func (s *Store) SetImageDigest(ctx context.Context, id microvm.ID, digest string
 	return nil
 }
 
+// ImageInUse reports whether a VM's disks belong to the image with this digest. A VM that is being created counts, too:
+// which image it will get is not recorded yet.
+func (s *Store) ImageInUse(ctx context.Context, digest string) (bool, error) {
+	var n int
+	err := s.db.QueryRowContext(ctx, `SELECT count(*) FROM vms WHERE image_digest = ? OR image_digest = ''`, digest).Scan(&n)
+	if err != nil {
+		return false, storageError("look for VMs of an image", err)
+	}
+	return n > 0, nil
+}
+
 // Change is a change of state.
 type Change struct {
 	To     microvm.State

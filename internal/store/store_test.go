@@ -132,6 +132,37 @@ func TestBootIDLivesAsLongAsTheGuest(t *testing.T) {
 	}
 }
 
+func TestImageInUse(t *testing.T) {
+	t.Parallel()
+	s, _ := open(t)
+	ctx := t.Context()
+	inUse := func(digest string) bool {
+		t.Helper()
+		used, err := s.ImageInUse(ctx, digest)
+		if err != nil {
+			t.Fatal(err)
+		}
+		return used
+	}
+	vm := sample("a")
+	vm.ImageDigest = ""
+	if inUse("sha256:01") {
+		t.Fatal("in use without a VM")
+	}
+	if err := s.Insert(ctx, vm); err != nil {
+		t.Fatal(err)
+	}
+	if !inUse("sha256:02") {
+		t.Fatal("a VM that is being created may use any image")
+	}
+	if err := s.SetImageDigest(ctx, vm.ID, "sha256:01"); err != nil {
+		t.Fatal(err)
+	}
+	if !inUse("sha256:01") || inUse("sha256:02") {
+		t.Fatal("in use must be what the VM has, and nothing else")
+	}
+}
+
 func TestParallelWriters(t *testing.T) {
 	t.Parallel()
 	s, path := open(t)
