@@ -99,7 +99,7 @@ func (term *terminal) expect(pattern string) {
 func TestShellOnATerminal(t *testing.T) {
 	t.Parallel()
 	term := newTerminal(t, "banger run --rm --name tty --init agent")
-	term.expect(`root@tty:.*# $`)
+	term.expect(`root@tty:.*#\s*$`)
 	term.typeLine("stty size")
 	term.expect(`^30 100$`)
 	term.must("resize-window", "-x", "120", "-y", "40")
@@ -120,7 +120,7 @@ func TestShellOnATerminal(t *testing.T) {
 func TestLeavingAShellKeepsTheVM(t *testing.T) {
 	t.Parallel()
 	term := newTerminal(t, "banger run --name kept --init agent; banger ps")
-	term.expect(`root@kept:.*# $`)
+	term.expect(`root@kept:.*#\s*$`)
 	term.typeLine("exit 5")
 	term.expect(`kept.*running`)
 	term.expect(`^restored$`)
@@ -133,7 +133,7 @@ func TestConsole(t *testing.T) {
 	term.expect(`Ctrl-\]`)
 	time.Sleep(time.Second)
 	term.must("send-keys", "Enter")
-	term.expect(`root@con:.*# $|login:`)
+	term.expect(`root@con:.*#\s*$|login:`)
 	term.must("send-keys", "C-]")
 	term.expect(`^restored$`)
 }

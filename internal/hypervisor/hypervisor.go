@@ -99,7 +99,7 @@ const (
 	GuestShutdown Cause = "guest-shutdown" // the guest powered off
 	GuestReset    Cause = "guest-reset"    // the guest rebooted or its kernel panicked; VMMs run with reboot = exit
 	Killed        Cause = "killed"         // Kill was called
-	Crashed       Cause = "crashed"        // anything else
+	Crashed       Cause = "crashed"        // anything else; before the guest has answered, booting again may help
 )
 
 // Exit says how a VMM ended.

@@ -8,6 +8,7 @@ import (
 	"time"
 
 	"banger/internal/fault"
+	"banger/internal/hypervisor"
 	"banger/internal/microvm"
 	"banger/internal/monitorlink"
 	"banger/internal/store"
@@ -98,7 +99,10 @@ func (s *Service) follow(ctx context.Context, a *attachment, w *monitorlink.Watc
 	close(a.done)
 	h, err := s.claimVM(ctx, microvm.VM{ID: a.id}, "record its end", 0)
 	if err != nil {
-		return // the daemon ends, or the VM is gone
+		if ctx.Err() == nil && !fault.Is(err, fault.NotFound) { // neither does the daemon end nor is the VM gone
+			s.log.Error("record end of VM", "vm", a.id, "err", err)
+		}
+		return
 	}
 	defer h.release()
 	if h.attachment() == a {
@@ -176,6 +180,12 @@ func (e *endedError) Error() string {
 		text += "\nlast lines of the console:\n" + e.exit.ConsoleTail
 	}
 	return text
+}
+
+// hung reports whether the boot failed in a way that another boot may not: the guest never answered, or the VMM gave it
+// up, as QEMU's backend does with a kernel that found no timer on a stalled host.
+func (e *endedError) hung() bool {
+	return e.exit.Cause == monitorlink.BootTimeout || e.exit.Cause == monitorlink.Cause(hypervisor.Crashed)
 }
 
 // fault classifies the end of a VM that was being started.

@@ -115,7 +115,37 @@ func (s *Service) claim(ctx context.Context, ref, op string) (*hold, error) {
 	if err != nil {
 		return nil, err
 	}
-	return s.claimVM(ctx, vm, op, patience)
+	h, err := s.claimVM(ctx, vm, op, patience)
+	if err != nil {
+		return nil, err
+	}
+	if err := h.catchUp(ctx); err != nil {
+		h.release()
+		return nil, err
+	}
+	return h, nil
+}
+
+// catchUp records the end of the VM if it has been seen and not been recorded yet, so that no operation takes a VM that
+// has just ended for a running one.
+func (h *hold) catchUp(ctx context.Context) error {
+	a := h.attachment()
+	if a == nil {
+		return nil
+	}
+	select {
+	case <-a.done:
+	default:
+		return nil
+	}
+	if err := h.conclude(ctx, a, describe(a.exit)); err != nil {
+		return err
+	}
+	vm, err := h.store.Get(ctx, h.vm.ID)
+	if err == nil {
+		h.vm = vm
+	}
+	return err
 }
 
 // claimVM takes the lock of a VM and reads the VM again, because it may have changed meanwhile.

@@ -56,9 +56,10 @@ func (h *hold) start(ctx context.Context, report progress.Sink) error {
 		switch {
 		case err == nil:
 			return nil
-		case isEnd && ended.exit.Cause == monitorlink.BootTimeout && attempt < attempts && ctx.Err() == nil:
-			h.log.Warn("guest did not come up, trying again", "vm", h.vm.ID, "console", ended.exit.ConsoleTail)
-			report.Send(progress.Update{Stage: "boot", Detail: "the guest did not answer in time; trying once more"})
+		case isEnd && ended.hung() && attempt < attempts && ctx.Err() == nil:
+			h.log.Warn("guest did not come up, trying again", "vm", h.vm.ID, "cause", ended.exit.Cause,
+				"detail", ended.exit.Detail, "console", ended.exit.ConsoleTail)
+			report.Send(progress.Update{Stage: "boot", Detail: "the guest did not come up; trying once more"})
 			continue
 		case isEnd:
 			err = ended.fault(h.vm.Name)

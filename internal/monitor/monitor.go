@@ -89,6 +89,8 @@ func (m *Monitor) session(ctx context.Context) monitorlink.Exit {
 	m.log.Info("VMM started", "vm", m.launch.ID, "pid", vmm.Pid(), "dur", time.Since(began))
 
 	ctx, cancel := context.WithCancel(ctx)
+	defer vmm.Link().Close()    //nolint:errcheck // nothing to flush
+	defer vmm.Console().Close() //nolint:errcheck // nothing to flush
 	var wg sync.WaitGroup
 	defer wg.Wait()
 	defer cancel()

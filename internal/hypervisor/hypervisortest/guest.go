@@ -45,8 +45,30 @@ type guest struct {
 	console *transcript
 }
 
-// boot boots a machine. What is left of it goes away with the test.
+// attempts is how often a machine is booted whose VMM gives it up before it answers: a host may be too busy for a guest
+// to boot, which no backend can help.
+const attempts = 3
+
+// boot boots a machine and waits for its guest.
 func (s Suite) boot(t *testing.T, m hypervisor.Machine) *guest {
+	t.Helper()
+	for attempt := 1; ; attempt++ {
+		g := s.start(t, m)
+		g.tell("echo ready") // written long before the guest listens
+		answer, err := g.receive()
+		if err == nil && answer == "ready" {
+			return g
+		}
+		if attempt == attempts || m.NIC != nil || !g.gaveUp() { // the network's socket serves one boot
+			t.Fatalf("the guest answers %q, %v, want %q", answer, err, "ready")
+		}
+		t.Logf("boot it again: %+v", g.Exit())
+		g.end()
+	}
+}
+
+// start boots a machine. What is left of it goes away with the test.
+func (s Suite) start(t *testing.T, m hypervisor.Machine) *guest {
 	t.Helper()
 	vmm, err := s.Backend(t).Boot(t.Context(), m)
 	if err != nil {
@@ -60,6 +82,16 @@ func (s Suite) boot(t *testing.T, m hypervisor.Machine) *guest {
 		}
 	})
 	return g
+}
+
+// gaveUp reports whether the VMM has ended by itself, for no doing of the guest.
+func (g *guest) gaveUp() bool {
+	select {
+	case <-g.Done():
+		return g.Exit().Cause == hypervisor.Crashed
+	case <-time.After(time.Second):
+		return false
+	}
 }
 
 // end kills the VMM and closes its streams.
@@ -80,14 +112,20 @@ func (g *guest) ask(format string, args ...any) string {
 // hear reads one answer.
 func (g *guest) hear() string {
 	g.t.Helper()
-	if err := g.Link().SetReadDeadline(time.Now().Add(g.answer)); err != nil {
-		g.t.Fatal(err)
-	}
-	line, err := g.lines.ReadString('\n')
+	line, err := g.receive()
 	if err != nil {
 		g.t.Fatalf("wait for an answer: %v", err)
 	}
-	return strings.TrimSuffix(line, "\n")
+	return line
+}
+
+// receive reads one answer, or fails after the time that a guest may take.
+func (g *guest) receive() (string, error) {
+	if err := g.Link().SetReadDeadline(time.Now().Add(g.answer)); err != nil {
+		return "", err
+	}
+	line, err := g.lines.ReadString('\n')
+	return strings.TrimSuffix(line, "\n"), err
 }
 
 // tell sends one line.

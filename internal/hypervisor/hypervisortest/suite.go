@@ -74,7 +74,6 @@ func Run(t *testing.T, s Suite) {
 
 func (s Suite) link(t *testing.T) {
 	g := s.boot(t, s.Machine(t))
-	// Written long before the guest listens.
 	g.want("hello", "echo hello")
 	const large = 1 << 20
 	if got := g.ask("send %d", large); len(got) != large || strings.Trim(got, "x") != "" {
@@ -192,7 +191,6 @@ func (s Suite) pauseResume(t *testing.T) {
 			t.Fatalf("%s() = %v", what, err)
 		}
 	}
-	g.want("up", "echo up")
 	wantStatus(hypervisor.Running)
 	do("Resume", g.Resume)
 	first := g.count()
@@ -224,7 +222,6 @@ func (s Suite) pauseResume(t *testing.T) {
 
 func (s Suite) kill(t *testing.T) {
 	g := s.boot(t, s.Machine(t))
-	g.want("up", "echo up")
 	pid := g.Pid()
 	var wg sync.WaitGroup
 	for range 4 {
@@ -260,7 +257,7 @@ func wantEnded(t *testing.T, g *guest) {
 }
 
 func (s Suite) killPaused(t *testing.T) {
-	g := s.boot(t, s.Machine(t))
+	g := s.start(t, s.Machine(t))
 	if err := g.Pause(t.Context()); err != nil {
 		t.Fatal(err)
 	}
@@ -289,7 +286,6 @@ func (s Suite) causes(t *testing.T) {
 		t.Run(how, func(t *testing.T) {
 			t.Parallel()
 			g := s.boot(t, s.Machine(t))
-			g.want("up", "echo up")
 			g.tell("%s", how)
 			if got := g.wait(); got.Cause != want {
 				t.Errorf("Exit() = %+v, want cause %s", got, want)
@@ -300,7 +296,7 @@ func (s Suite) causes(t *testing.T) {
 }
 
 func (s Suite) crash(t *testing.T) {
-	g := s.boot(t, s.Machine(t))
+	g := s.start(t, s.Machine(t))
 	if err := syscall.Kill(g.Pid(), syscall.SIGKILL); err != nil {
 		t.Fatal(err)
 	}
@@ -326,7 +322,7 @@ func (s Suite) twoAtOnce(t *testing.T) {
 
 func (s Suite) bootLoop(t *testing.T) {
 	for i := range s.Boots {
-		if !t.Run(fmt.Sprint(i), func(t *testing.T) { s.boot(t, s.Machine(t)).want("up", "echo up") }) {
+		if !t.Run(fmt.Sprint(i), func(t *testing.T) { s.boot(t, s.Machine(t)) }) {
 			return
 		}
 	}

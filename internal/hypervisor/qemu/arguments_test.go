@@ -35,7 +35,7 @@ func TestArguments(t *testing.T) {
 		"-smp":    {"3"},
 		"-kernel": {"/k,1"}, // not an option list: taken as it is
 		"-initrd": {"/i,2"},
-		"-append": {"console=ttyS0 quiet panic=-1 reboot=t pci=off cryptomgr.notests tsc_early_khz=5 x=a,b"},
+		"-append": {"console=ttyS0 quiet loglevel=5 panic=-1 reboot=t cryptomgr.notests tsc_early_khz=5 tsc=reliable x=a,b"},
 		"-netdev": {"stream,id=net,server=off,addr.type=fd,addr.str=6"},
 		"-add-fd": {"fd=7,set=0", "fd=8,set=1"},
 		"-chardev": {

@@ -9,8 +9,11 @@
 // closes Done. Both end with the process. (Package hostexec holds a third, with the thread that the parent-death signal
 // hangs on.)
 //
-// Locks. client.mu guards the table of waiting commands, vmm.mu the flag that Kill sets; neither is held over I/O, and
-// neither is taken while the other is held.
+// Locks. client.mu guards the table of waiting commands, vmm.mu why the process is being killed, watchedConsole.mu the
+// end of what was read. None is held over I/O, and none is taken while another is held.
+//
+// Busy hosts. Under TCG a kernel that boots while the host stalls may lose its only timer, and hangs. The console is
+// watched for that: such a VMM ends at once, as crashed, and its machine is to be booted again.
 package qemu
 
 import (

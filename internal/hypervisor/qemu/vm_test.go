@@ -3,8 +3,12 @@
 package qemu_test
 
 import (
+	"bufio"
+	"io"
 	"os"
 	"path/filepath"
+	"strings"
+	"syscall"
 	"testing"
 	"time"
 
@@ -67,4 +71,65 @@ func buildInitramfs(t *testing.T, modules string) string {
 
 func TestConformance(t *testing.T) {
 	hypervisortest.Run(t, suite(t))
+}
+
+// On a host that stalls again and again a guest comes up, or is given up at once; it never hangs. About one in three is
+// given up.
+func TestStallingHost(t *testing.T) {
+	s := suite(t)
+	outcomes := map[string]int{}
+	for range 6 {
+		m := s.Machine(t)
+		vmm, err := s.Backend(t).Boot(t.Context(), m)
+		if err != nil {
+			t.Fatal(err)
+		}
+		go func() { // the console must be read
+			_, _ = io.Copy(io.Discard, struct{ io.Reader }{vmm.Console()})
+		}()
+		go stall(vmm)
+		answer := make(chan string, 1)
+		go func() {
+			_, _ = vmm.Link().Write([]byte("echo up\n"))
+			line, _ := bufio.NewReader(vmm.Link()).ReadString('\n')
+			if line != "" {
+				answer <- line
+			}
+		}()
+		select {
+		case line := <-answer:
+			outcomes["answers"]++
+			if line != "up\n" {
+				t.Errorf("the guest answers %q", line)
+			}
+		case <-vmm.Done():
+			outcomes["is given up"]++
+			if e := vmm.Exit(); e.Cause != hypervisor.Crashed || !strings.Contains(e.Detail, "no timer") {
+				t.Errorf("Exit() = %+v, want cause %s and that there is no timer", e, hypervisor.Crashed)
+			}
+		case <-time.After(s.Answer):
+			t.Error("the guest hangs")
+		}
+		vmm.Kill()
+		_, _ = vmm.Link().Close(), vmm.Console().Close()
+	}
+	t.Log(outcomes)
+}
+
+// stall lets QEMU run for 25 ms of every 155, for up to 10 s.
+func stall(vmm hypervisor.VMM) {
+	for end := time.Now().Add(10 * time.Second); time.Now().Before(end); {
+		for _, step := range []struct {
+			sig  syscall.Signal
+			last time.Duration
+		}{{syscall.SIGSTOP, 130 * time.Millisecond}, {syscall.SIGCONT, 25 * time.Millisecond}} {
+			select {
+			case <-vmm.Done():
+				return
+			default:
+				_ = syscall.Kill(vmm.Pid(), step.sig)
+				time.Sleep(step.last)
+			}
+		}
+	}
 }

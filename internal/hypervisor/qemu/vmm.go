@@ -27,13 +27,22 @@ type vmm struct {
 	exit          hypervisor.Exit // set before done is closed
 
 	mu     sync.Mutex
-	killed bool // Kill was called
+	killed bool   // Kill was called
+	broken string // why the guest was given up; empty if it was not
 }
 
 func newVMM(proc *hostexec.Process, stderr *tail, qmp, console, link net.Conn) *vmm {
-	return &vmm{
-		proc: proc, stderr: stderr, qmp: newClient(qmp), console: console, link: link, done: make(chan struct{}),
-	}
+	v := &vmm{proc: proc, stderr: stderr, qmp: newClient(qmp), link: link, done: make(chan struct{})}
+	v.console = newWatchedConsole(console, v.giveUp)
+	return v
+}
+
+// giveUp ends a guest that has lost its timer, which would hang for ever.
+func (v *vmm) giveUp() {
+	v.mu.Lock()
+	v.broken = "the guest's kernel found no timer, for this host was too busy while it booted; boot it again"
+	v.mu.Unlock()
+	v.proc.Kill()
 }
 
 // reap waits for the end of the process and records how it ended.
@@ -63,9 +72,11 @@ func (v *vmm) conclude() hypervisor.Exit {
 	}
 	end, announced := v.qmp.ended()
 	v.mu.Lock()
-	killed := v.killed
+	killed, broken := v.killed, v.broken
 	v.mu.Unlock()
 	switch {
+	case broken != "":
+		detail = broken + ", " + detail
 	case announced && end.Guest && end.Reason == "guest-shutdown":
 		cause = hypervisor.GuestShutdown
 	case announced && end.Guest:
