@@ -65,6 +65,9 @@ func newBed(ctx context.Context, bin string) (_ *bed, err error) {
 		return nil, err
 	}
 	b.paths = own.Paths
+	if err := os.MkdirAll(b.paths.State, 0o700); err != nil {
+		return nil, err
+	}
 	for _, d := range [][2]string{
 		{user.Paths.Images(), b.paths.Images()}, {user.Paths.Kernels(), b.paths.Kernels()}, {user.Paths.Cache, b.paths.Cache},
 	} {
@@ -72,10 +75,11 @@ func newBed(ctx context.Context, bin string) (_ *bed, err error) {
 			return nil, fmt.Errorf("link %s: %w", d[0], err)
 		}
 	}
-	if err := os.Chmod(b.paths.State, 0o700); err != nil { //nolint:gosec // a directory
+	if err := b.learn(ctx); err != nil {
+		b.close()
 		return nil, err
 	}
-	return b, b.learn(ctx)
+	return b, nil
 }
 
 // learn boots a VM once, which also warms the page cache, and keeps what its monitor was told.
