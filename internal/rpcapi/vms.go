@@ -12,12 +12,15 @@ import (
 
 	"banger/internal/fault"
 	bangerv1 "banger/internal/gen/banger/v1"
+	"banger/internal/gen/banger/v1/bangerv1connect"
 	"banger/internal/machines"
 	"banger/internal/progress"
 )
 
 // VMs serves the VM service.
 type VMs struct {
+	bangerv1connect.UnimplementedVMServiceHandler // for what this version does not have
+
 	machines *machines.Service
 }
 

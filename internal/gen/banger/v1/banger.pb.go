@@ -551,6 +551,8 @@ type Spec struct {
 	Backend       string                 `protobuf:"bytes,8,opt,name=backend,proto3" json:"backend,omitempty"`                    // auto, qemu
 	Env           map[string]string      `protobuf:"bytes,9,rep,name=env,proto3" json:"env,omitempty" protobuf_key:"bytes,1,opt,name=key" protobuf_val:"bytes,2,opt,name=value"`
 	Labels        map[string]string      `protobuf:"bytes,10,rep,name=labels,proto3" json:"labels,omitempty" protobuf_key:"bytes,1,opt,name=key" protobuf_val:"bytes,2,opt,name=value"`
+	Ttl           *durationpb.Duration   `protobuf:"bytes,11,opt,name=ttl,proto3" json:"ttl,omitempty"`                                    // from the start on; then it is stopped; unset or 0: none
+	IdleTimeout   *durationpb.Duration   `protobuf:"bytes,12,opt,name=idle_timeout,json=idleTimeout,proto3" json:"idle_timeout,omitempty"` // without exec, network or CPU activity; then it is stopped; unset or 0: none
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
@@ -651,6 +653,20 @@ func (x *Spec) GetEnv() map[string]string {
 func (x *Spec) GetLabels() map[string]string {
 	if x != nil {
 		return x.Labels
+	}
+	return nil
+}
+
+func (x *Spec) GetTtl() *durationpb.Duration {
+	if x != nil {
+		return x.Ttl
+	}
+	return nil
+}
+
+func (x *Spec) GetIdleTimeout() *durationpb.Duration {
+	if x != nil {
+		return x.IdleTimeout
 	}
 	return nil
 }
@@ -863,6 +879,1570 @@ func (x *DeleteRequest) GetForce() bool {
 	return false
 }
 
+type RestartRequest struct {
+	state         protoimpl.MessageState `protogen:"open.v1"`
+	Vm            string                 `protobuf:"bytes,1,opt,name=vm,proto3" json:"vm,omitempty"`
+	Timeout       *durationpb.Duration   `protobuf:"bytes,2,opt,name=timeout,proto3" json:"timeout,omitempty"` // as in StopRequest
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *RestartRequest) Reset() {
+	*x = RestartRequest{}
+	mi := &file_banger_v1_banger_proto_msgTypes[10]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *RestartRequest) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*RestartRequest) ProtoMessage() {}
+
+func (x *RestartRequest) ProtoReflect() protoreflect.Message {
+	mi := &file_banger_v1_banger_proto_msgTypes[10]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use RestartRequest.ProtoReflect.Descriptor instead.
+func (*RestartRequest) Descriptor() ([]byte, []int) {
+	return file_banger_v1_banger_proto_rawDescGZIP(), []int{10}
+}
+
+func (x *RestartRequest) GetVm() string {
+	if x != nil {
+		return x.Vm
+	}
+	return ""
+}
+
+func (x *RestartRequest) GetTimeout() *durationpb.Duration {
+	if x != nil {
+		return x.Timeout
+	}
+	return nil
+}
+
+type KillRequest struct {
+	state         protoimpl.MessageState `protogen:"open.v1"`
+	Vm            string                 `protobuf:"bytes,1,opt,name=vm,proto3" json:"vm,omitempty"`
+	Signal        int32                  `protobuf:"varint,2,opt,name=signal,proto3" json:"signal,omitempty"` // Linux signal number for the VMM process; 0 or 9: SIGKILL, which ends stopped
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *KillRequest) Reset() {
+	*x = KillRequest{}
+	mi := &file_banger_v1_banger_proto_msgTypes[11]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *KillRequest) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*KillRequest) ProtoMessage() {}
+
+func (x *KillRequest) ProtoReflect() protoreflect.Message {
+	mi := &file_banger_v1_banger_proto_msgTypes[11]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use KillRequest.ProtoReflect.Descriptor instead.
+func (*KillRequest) Descriptor() ([]byte, []int) {
+	return file_banger_v1_banger_proto_rawDescGZIP(), []int{11}
+}
+
+func (x *KillRequest) GetVm() string {
+	if x != nil {
+		return x.Vm
+	}
+	return ""
+}
+
+func (x *KillRequest) GetSignal() int32 {
+	if x != nil {
+		return x.Signal
+	}
+	return 0
+}
+
+type PauseRequest struct {
+	state         protoimpl.MessageState `protogen:"open.v1"`
+	Vm            string                 `protobuf:"bytes,1,opt,name=vm,proto3" json:"vm,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *PauseRequest) Reset() {
+	*x = PauseRequest{}
+	mi := &file_banger_v1_banger_proto_msgTypes[12]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *PauseRequest) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*PauseRequest) ProtoMessage() {}
+
+func (x *PauseRequest) ProtoReflect() protoreflect.Message {
+	mi := &file_banger_v1_banger_proto_msgTypes[12]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use PauseRequest.ProtoReflect.Descriptor instead.
+func (*PauseRequest) Descriptor() ([]byte, []int) {
+	return file_banger_v1_banger_proto_rawDescGZIP(), []int{12}
+}
+
+func (x *PauseRequest) GetVm() string {
+	if x != nil {
+		return x.Vm
+	}
+	return ""
+}
+
+type ResumeRequest struct {
+	state         protoimpl.MessageState `protogen:"open.v1"`
+	Vm            string                 `protobuf:"bytes,1,opt,name=vm,proto3" json:"vm,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *ResumeRequest) Reset() {
+	*x = ResumeRequest{}
+	mi := &file_banger_v1_banger_proto_msgTypes[13]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *ResumeRequest) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*ResumeRequest) ProtoMessage() {}
+
+func (x *ResumeRequest) ProtoReflect() protoreflect.Message {
+	mi := &file_banger_v1_banger_proto_msgTypes[13]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use ResumeRequest.ProtoReflect.Descriptor instead.
+func (*ResumeRequest) Descriptor() ([]byte, []int) {
+	return file_banger_v1_banger_proto_rawDescGZIP(), []int{13}
+}
+
+func (x *ResumeRequest) GetVm() string {
+	if x != nil {
+		return x.Vm
+	}
+	return ""
+}
+
+type SetRequest struct {
+	state         protoimpl.MessageState `protogen:"open.v1"`
+	Vm            string                 `protobuf:"bytes,1,opt,name=vm,proto3" json:"vm,omitempty"`
+	Vcpus         *int32                 `protobuf:"varint,2,opt,name=vcpus,proto3,oneof" json:"vcpus,omitempty"`
+	Memory        *int64                 `protobuf:"varint,3,opt,name=memory,proto3,oneof" json:"memory,omitempty"`                     // bytes
+	DiskSize      *int64                 `protobuf:"varint,4,opt,name=disk_size,json=diskSize,proto3,oneof" json:"disk_size,omitempty"` // bytes, only to grow
+	Labels        map[string]string      `protobuf:"bytes,5,rep,name=labels,proto3" json:"labels,omitempty" protobuf_key:"bytes,1,opt,name=key" protobuf_val:"bytes,2,opt,name=value"`
+	RemoveLabels  []string               `protobuf:"bytes,6,rep,name=remove_labels,json=removeLabels,proto3" json:"remove_labels,omitempty"`
+	Ttl           *durationpb.Duration   `protobuf:"bytes,7,opt,name=ttl,proto3,oneof" json:"ttl,omitempty"`                                    // 0: none
+	IdleTimeout   *durationpb.Duration   `protobuf:"bytes,8,opt,name=idle_timeout,json=idleTimeout,proto3,oneof" json:"idle_timeout,omitempty"` // 0: none
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *SetRequest) Reset() {
+	*x = SetRequest{}
+	mi := &file_banger_v1_banger_proto_msgTypes[14]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *SetRequest) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*SetRequest) ProtoMessage() {}
+
+func (x *SetRequest) ProtoReflect() protoreflect.Message {
+	mi := &file_banger_v1_banger_proto_msgTypes[14]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use SetRequest.ProtoReflect.Descriptor instead.
+func (*SetRequest) Descriptor() ([]byte, []int) {
+	return file_banger_v1_banger_proto_rawDescGZIP(), []int{14}
+}
+
+func (x *SetRequest) GetVm() string {
+	if x != nil {
+		return x.Vm
+	}
+	return ""
+}
+
+func (x *SetRequest) GetVcpus() int32 {
+	if x != nil && x.Vcpus != nil {
+		return *x.Vcpus
+	}
+	return 0
+}
+
+func (x *SetRequest) GetMemory() int64 {
+	if x != nil && x.Memory != nil {
+		return *x.Memory
+	}
+	return 0
+}
+
+func (x *SetRequest) GetDiskSize() int64 {
+	if x != nil && x.DiskSize != nil {
+		return *x.DiskSize
+	}
+	return 0
+}
+
+func (x *SetRequest) GetLabels() map[string]string {
+	if x != nil {
+		return x.Labels
+	}
+	return nil
+}
+
+func (x *SetRequest) GetRemoveLabels() []string {
+	if x != nil {
+		return x.RemoveLabels
+	}
+	return nil
+}
+
+func (x *SetRequest) GetTtl() *durationpb.Duration {
+	if x != nil {
+		return x.Ttl
+	}
+	return nil
+}
+
+func (x *SetRequest) GetIdleTimeout() *durationpb.Duration {
+	if x != nil {
+		return x.IdleTimeout
+	}
+	return nil
+}
+
+type SetResponse struct {
+	state         protoimpl.MessageState `protogen:"open.v1"`
+	Vm            *VM                    `protobuf:"bytes,1,opt,name=vm,proto3" json:"vm,omitempty"`
+	Results       []*SetResult           `protobuf:"bytes,2,rep,name=results,proto3" json:"results,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *SetResponse) Reset() {
+	*x = SetResponse{}
+	mi := &file_banger_v1_banger_proto_msgTypes[15]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *SetResponse) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*SetResponse) ProtoMessage() {}
+
+func (x *SetResponse) ProtoReflect() protoreflect.Message {
+	mi := &file_banger_v1_banger_proto_msgTypes[15]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use SetResponse.ProtoReflect.Descriptor instead.
+func (*SetResponse) Descriptor() ([]byte, []int) {
+	return file_banger_v1_banger_proto_rawDescGZIP(), []int{15}
+}
+
+func (x *SetResponse) GetVm() *VM {
+	if x != nil {
+		return x.Vm
+	}
+	return nil
+}
+
+func (x *SetResponse) GetResults() []*SetResult {
+	if x != nil {
+		return x.Results
+	}
+	return nil
+}
+
+// SetResult says what became of one value.
+type SetResult struct {
+	state         protoimpl.MessageState `protogen:"open.v1"`
+	Key           string                 `protobuf:"bytes,1,opt,name=key,proto3" json:"key,omitempty"`
+	Value         string                 `protobuf:"bytes,2,opt,name=value,proto3" json:"value,omitempty"`
+	Effect        string                 `protobuf:"bytes,3,opt,name=effect,proto3" json:"effect,omitempty"` // now, next-start, unchanged
+	Detail        string                 `protobuf:"bytes,4,opt,name=detail,proto3" json:"detail,omitempty"` // why not now; may be empty
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *SetResult) Reset() {
+	*x = SetResult{}
+	mi := &file_banger_v1_banger_proto_msgTypes[16]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *SetResult) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*SetResult) ProtoMessage() {}
+
+func (x *SetResult) ProtoReflect() protoreflect.Message {
+	mi := &file_banger_v1_banger_proto_msgTypes[16]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use SetResult.ProtoReflect.Descriptor instead.
+func (*SetResult) Descriptor() ([]byte, []int) {
+	return file_banger_v1_banger_proto_rawDescGZIP(), []int{16}
+}
+
+func (x *SetResult) GetKey() string {
+	if x != nil {
+		return x.Key
+	}
+	return ""
+}
+
+func (x *SetResult) GetValue() string {
+	if x != nil {
+		return x.Value
+	}
+	return ""
+}
+
+func (x *SetResult) GetEffect() string {
+	if x != nil {
+		return x.Effect
+	}
+	return ""
+}
+
+func (x *SetResult) GetDetail() string {
+	if x != nil {
+		return x.Detail
+	}
+	return ""
+}
+
+type WaitRequest struct {
+	state         protoimpl.MessageState `protogen:"open.v1"`
+	Vm            string                 `protobuf:"bytes,1,opt,name=vm,proto3" json:"vm,omitempty"`
+	Condition     string                 `protobuf:"bytes,2,opt,name=condition,proto3" json:"condition,omitempty"` // running, ready, stopped, deleted, port:N
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *WaitRequest) Reset() {
+	*x = WaitRequest{}
+	mi := &file_banger_v1_banger_proto_msgTypes[17]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *WaitRequest) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*WaitRequest) ProtoMessage() {}
+
+func (x *WaitRequest) ProtoReflect() protoreflect.Message {
+	mi := &file_banger_v1_banger_proto_msgTypes[17]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use WaitRequest.ProtoReflect.Descriptor instead.
+func (*WaitRequest) Descriptor() ([]byte, []int) {
+	return file_banger_v1_banger_proto_rawDescGZIP(), []int{17}
+}
+
+func (x *WaitRequest) GetVm() string {
+	if x != nil {
+		return x.Vm
+	}
+	return ""
+}
+
+func (x *WaitRequest) GetCondition() string {
+	if x != nil {
+		return x.Condition
+	}
+	return ""
+}
+
+type WaitResponse struct {
+	state         protoimpl.MessageState `protogen:"open.v1"`
+	Vm            *VM                    `protobuf:"bytes,1,opt,name=vm,proto3" json:"vm,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *WaitResponse) Reset() {
+	*x = WaitResponse{}
+	mi := &file_banger_v1_banger_proto_msgTypes[18]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *WaitResponse) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*WaitResponse) ProtoMessage() {}
+
+func (x *WaitResponse) ProtoReflect() protoreflect.Message {
+	mi := &file_banger_v1_banger_proto_msgTypes[18]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use WaitResponse.ProtoReflect.Descriptor instead.
+func (*WaitResponse) Descriptor() ([]byte, []int) {
+	return file_banger_v1_banger_proto_rawDescGZIP(), []int{18}
+}
+
+func (x *WaitResponse) GetVm() *VM {
+	if x != nil {
+		return x.Vm
+	}
+	return nil
+}
+
+type HealthRequest struct {
+	state         protoimpl.MessageState `protogen:"open.v1"`
+	Vm            string                 `protobuf:"bytes,1,opt,name=vm,proto3" json:"vm,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *HealthRequest) Reset() {
+	*x = HealthRequest{}
+	mi := &file_banger_v1_banger_proto_msgTypes[19]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *HealthRequest) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*HealthRequest) ProtoMessage() {}
+
+func (x *HealthRequest) ProtoReflect() protoreflect.Message {
+	mi := &file_banger_v1_banger_proto_msgTypes[19]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use HealthRequest.ProtoReflect.Descriptor instead.
+func (*HealthRequest) Descriptor() ([]byte, []int) {
+	return file_banger_v1_banger_proto_rawDescGZIP(), []int{19}
+}
+
+func (x *HealthRequest) GetVm() string {
+	if x != nil {
+		return x.Vm
+	}
+	return ""
+}
+
+type HealthResponse struct {
+	state         protoimpl.MessageState `protogen:"open.v1"`
+	Healthy       bool                   `protobuf:"varint,1,opt,name=healthy,proto3" json:"healthy,omitempty"`
+	Checks        []*Check               `protobuf:"bytes,2,rep,name=checks,proto3" json:"checks,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *HealthResponse) Reset() {
+	*x = HealthResponse{}
+	mi := &file_banger_v1_banger_proto_msgTypes[20]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *HealthResponse) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*HealthResponse) ProtoMessage() {}
+
+func (x *HealthResponse) ProtoReflect() protoreflect.Message {
+	mi := &file_banger_v1_banger_proto_msgTypes[20]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use HealthResponse.ProtoReflect.Descriptor instead.
+func (*HealthResponse) Descriptor() ([]byte, []int) {
+	return file_banger_v1_banger_proto_rawDescGZIP(), []int{20}
+}
+
+func (x *HealthResponse) GetHealthy() bool {
+	if x != nil {
+		return x.Healthy
+	}
+	return false
+}
+
+func (x *HealthResponse) GetChecks() []*Check {
+	if x != nil {
+		return x.Checks
+	}
+	return nil
+}
+
+type StatsRequest struct {
+	state         protoimpl.MessageState `protogen:"open.v1"`
+	Vms           []string               `protobuf:"bytes,1,rep,name=vms,proto3" json:"vms,omitempty"` // empty: all that run
+	Follow        bool                   `protobuf:"varint,2,opt,name=follow,proto3" json:"follow,omitempty"`
+	History       bool                   `protobuf:"varint,3,opt,name=history,proto3" json:"history,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *StatsRequest) Reset() {
+	*x = StatsRequest{}
+	mi := &file_banger_v1_banger_proto_msgTypes[21]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *StatsRequest) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*StatsRequest) ProtoMessage() {}
+
+func (x *StatsRequest) ProtoReflect() protoreflect.Message {
+	mi := &file_banger_v1_banger_proto_msgTypes[21]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use StatsRequest.ProtoReflect.Descriptor instead.
+func (*StatsRequest) Descriptor() ([]byte, []int) {
+	return file_banger_v1_banger_proto_rawDescGZIP(), []int{21}
+}
+
+func (x *StatsRequest) GetVms() []string {
+	if x != nil {
+		return x.Vms
+	}
+	return nil
+}
+
+func (x *StatsRequest) GetFollow() bool {
+	if x != nil {
+		return x.Follow
+	}
+	return false
+}
+
+func (x *StatsRequest) GetHistory() bool {
+	if x != nil {
+		return x.History
+	}
+	return false
+}
+
+type StatsResponse struct {
+	state         protoimpl.MessageState `protogen:"open.v1"`
+	VmId          string                 `protobuf:"bytes,1,opt,name=vm_id,json=vmId,proto3" json:"vm_id,omitempty"`
+	Name          string                 `protobuf:"bytes,2,opt,name=name,proto3" json:"name,omitempty"`
+	Sample        *Sample                `protobuf:"bytes,3,opt,name=sample,proto3" json:"sample,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *StatsResponse) Reset() {
+	*x = StatsResponse{}
+	mi := &file_banger_v1_banger_proto_msgTypes[22]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *StatsResponse) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*StatsResponse) ProtoMessage() {}
+
+func (x *StatsResponse) ProtoReflect() protoreflect.Message {
+	mi := &file_banger_v1_banger_proto_msgTypes[22]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use StatsResponse.ProtoReflect.Descriptor instead.
+func (*StatsResponse) Descriptor() ([]byte, []int) {
+	return file_banger_v1_banger_proto_rawDescGZIP(), []int{22}
+}
+
+func (x *StatsResponse) GetVmId() string {
+	if x != nil {
+		return x.VmId
+	}
+	return ""
+}
+
+func (x *StatsResponse) GetName() string {
+	if x != nil {
+		return x.Name
+	}
+	return ""
+}
+
+func (x *StatsResponse) GetSample() *Sample {
+	if x != nil {
+		return x.Sample
+	}
+	return nil
+}
+
+// Sample is the use of one VM at one time. Counters count from the VM's start.
+type Sample struct {
+	state            protoimpl.MessageState `protogen:"open.v1"`
+	At               *timestamppb.Timestamp `protobuf:"bytes,1,opt,name=at,proto3" json:"at,omitempty"`
+	VmmCpu           *durationpb.Duration   `protobuf:"bytes,2,opt,name=vmm_cpu,json=vmmCpu,proto3" json:"vmm_cpu,omitempty"`                                  // CPU time of the VMM process
+	GuestCpu         *durationpb.Duration   `protobuf:"bytes,3,opt,name=guest_cpu,json=guestCpu,proto3" json:"guest_cpu,omitempty"`                            // CPU time used in the guest, all its CPUs together
+	VmmResident      int64                  `protobuf:"varint,4,opt,name=vmm_resident,json=vmmResident,proto3" json:"vmm_resident,omitempty"`                  // bytes of host memory
+	GuestMemory      int64                  `protobuf:"varint,5,opt,name=guest_memory,json=guestMemory,proto3" json:"guest_memory,omitempty"`                  // bytes in use in the guest, caches not counted
+	GuestMemoryTotal int64                  `protobuf:"varint,6,opt,name=guest_memory_total,json=guestMemoryTotal,proto3" json:"guest_memory_total,omitempty"` // bytes
+	DiskRead         int64                  `protobuf:"varint,7,opt,name=disk_read,json=diskRead,proto3" json:"disk_read,omitempty"`                           // bytes, the guest's
+	DiskWritten      int64                  `protobuf:"varint,8,opt,name=disk_written,json=diskWritten,proto3" json:"disk_written,omitempty"`                  // bytes
+	NetReceived      int64                  `protobuf:"varint,9,opt,name=net_received,json=netReceived,proto3" json:"net_received,omitempty"`                  // bytes, by the guest
+	NetSent          int64                  `protobuf:"varint,10,opt,name=net_sent,json=netSent,proto3" json:"net_sent,omitempty"`                             // bytes
+	NetDenied        int64                  `protobuf:"varint,11,opt,name=net_denied,json=netDenied,proto3" json:"net_denied,omitempty"`                       // connections and datagrams refused by the egress policy
+	DiskAllocated    int64                  `protobuf:"varint,12,opt,name=disk_allocated,json=diskAllocated,proto3" json:"disk_allocated,omitempty"`           // bytes that the VM's disks take on the host
+	Processes        int32                  `protobuf:"varint,13,opt,name=processes,proto3" json:"processes,omitempty"`                                        // in the guest
+	CpuPercent       float64                `protobuf:"fixed64,14,opt,name=cpu_percent,json=cpuPercent,proto3" json:"cpu_percent,omitempty"`                   // of one host CPU, by the VMM since the sample before
+	unknownFields    protoimpl.UnknownFields
+	sizeCache        protoimpl.SizeCache
+}
+
+func (x *Sample) Reset() {
+	*x = Sample{}
+	mi := &file_banger_v1_banger_proto_msgTypes[23]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *Sample) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*Sample) ProtoMessage() {}
+
+func (x *Sample) ProtoReflect() protoreflect.Message {
+	mi := &file_banger_v1_banger_proto_msgTypes[23]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use Sample.ProtoReflect.Descriptor instead.
+func (*Sample) Descriptor() ([]byte, []int) {
+	return file_banger_v1_banger_proto_rawDescGZIP(), []int{23}
+}
+
+func (x *Sample) GetAt() *timestamppb.Timestamp {
+	if x != nil {
+		return x.At
+	}
+	return nil
+}
+
+func (x *Sample) GetVmmCpu() *durationpb.Duration {
+	if x != nil {
+		return x.VmmCpu
+	}
+	return nil
+}
+
+func (x *Sample) GetGuestCpu() *durationpb.Duration {
+	if x != nil {
+		return x.GuestCpu
+	}
+	return nil
+}
+
+func (x *Sample) GetVmmResident() int64 {
+	if x != nil {
+		return x.VmmResident
+	}
+	return 0
+}
+
+func (x *Sample) GetGuestMemory() int64 {
+	if x != nil {
+		return x.GuestMemory
+	}
+	return 0
+}
+
+func (x *Sample) GetGuestMemoryTotal() int64 {
+	if x != nil {
+		return x.GuestMemoryTotal
+	}
+	return 0
+}
+
+func (x *Sample) GetDiskRead() int64 {
+	if x != nil {
+		return x.DiskRead
+	}
+	return 0
+}
+
+func (x *Sample) GetDiskWritten() int64 {
+	if x != nil {
+		return x.DiskWritten
+	}
+	return 0
+}
+
+func (x *Sample) GetNetReceived() int64 {
+	if x != nil {
+		return x.NetReceived
+	}
+	return 0
+}
+
+func (x *Sample) GetNetSent() int64 {
+	if x != nil {
+		return x.NetSent
+	}
+	return 0
+}
+
+func (x *Sample) GetNetDenied() int64 {
+	if x != nil {
+		return x.NetDenied
+	}
+	return 0
+}
+
+func (x *Sample) GetDiskAllocated() int64 {
+	if x != nil {
+		return x.DiskAllocated
+	}
+	return 0
+}
+
+func (x *Sample) GetProcesses() int32 {
+	if x != nil {
+		return x.Processes
+	}
+	return 0
+}
+
+func (x *Sample) GetCpuPercent() float64 {
+	if x != nil {
+		return x.CpuPercent
+	}
+	return 0
+}
+
+type PortsRequest struct {
+	state         protoimpl.MessageState `protogen:"open.v1"`
+	Vm            string                 `protobuf:"bytes,1,opt,name=vm,proto3" json:"vm,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *PortsRequest) Reset() {
+	*x = PortsRequest{}
+	mi := &file_banger_v1_banger_proto_msgTypes[24]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *PortsRequest) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*PortsRequest) ProtoMessage() {}
+
+func (x *PortsRequest) ProtoReflect() protoreflect.Message {
+	mi := &file_banger_v1_banger_proto_msgTypes[24]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use PortsRequest.ProtoReflect.Descriptor instead.
+func (*PortsRequest) Descriptor() ([]byte, []int) {
+	return file_banger_v1_banger_proto_rawDescGZIP(), []int{24}
+}
+
+func (x *PortsRequest) GetVm() string {
+	if x != nil {
+		return x.Vm
+	}
+	return ""
+}
+
+type PortsResponse struct {
+	state         protoimpl.MessageState `protogen:"open.v1"`
+	Ports         []*Port                `protobuf:"bytes,1,rep,name=ports,proto3" json:"ports,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *PortsResponse) Reset() {
+	*x = PortsResponse{}
+	mi := &file_banger_v1_banger_proto_msgTypes[25]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *PortsResponse) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*PortsResponse) ProtoMessage() {}
+
+func (x *PortsResponse) ProtoReflect() protoreflect.Message {
+	mi := &file_banger_v1_banger_proto_msgTypes[25]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use PortsResponse.ProtoReflect.Descriptor instead.
+func (*PortsResponse) Descriptor() ([]byte, []int) {
+	return file_banger_v1_banger_proto_rawDescGZIP(), []int{25}
+}
+
+func (x *PortsResponse) GetPorts() []*Port {
+	if x != nil {
+		return x.Ports
+	}
+	return nil
+}
+
+// Port is a socket that the guest listens on.
+type Port struct {
+	state         protoimpl.MessageState `protogen:"open.v1"`
+	Protocol      string                 `protobuf:"bytes,1,opt,name=protocol,proto3" json:"protocol,omitempty"` // tcp, udp
+	Address       string                 `protobuf:"bytes,2,opt,name=address,proto3" json:"address,omitempty"`   // that the guest's socket is bound to
+	Port          uint32                 `protobuf:"varint,3,opt,name=port,proto3" json:"port,omitempty"`
+	Process       string                 `protobuf:"bytes,4,opt,name=process,proto3" json:"process,omitempty"`                            // name of the guest's process; may be empty
+	HostAddress   string                 `protobuf:"bytes,5,opt,name=host_address,json=hostAddress,proto3" json:"host_address,omitempty"` // where the host reaches it; empty: nowhere
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *Port) Reset() {
+	*x = Port{}
+	mi := &file_banger_v1_banger_proto_msgTypes[26]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *Port) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*Port) ProtoMessage() {}
+
+func (x *Port) ProtoReflect() protoreflect.Message {
+	mi := &file_banger_v1_banger_proto_msgTypes[26]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use Port.ProtoReflect.Descriptor instead.
+func (*Port) Descriptor() ([]byte, []int) {
+	return file_banger_v1_banger_proto_rawDescGZIP(), []int{26}
+}
+
+func (x *Port) GetProtocol() string {
+	if x != nil {
+		return x.Protocol
+	}
+	return ""
+}
+
+func (x *Port) GetAddress() string {
+	if x != nil {
+		return x.Address
+	}
+	return ""
+}
+
+func (x *Port) GetPort() uint32 {
+	if x != nil {
+		return x.Port
+	}
+	return 0
+}
+
+func (x *Port) GetProcess() string {
+	if x != nil {
+		return x.Process
+	}
+	return ""
+}
+
+func (x *Port) GetHostAddress() string {
+	if x != nil {
+		return x.HostAddress
+	}
+	return ""
+}
+
+type Operation struct {
+	state         protoimpl.MessageState `protogen:"open.v1"`
+	Id            string                 `protobuf:"bytes,1,opt,name=id,proto3" json:"id,omitempty"`
+	Kind          string                 `protobuf:"bytes,2,opt,name=kind,proto3" json:"kind,omitempty"` // create, start, stop, ...
+	VmId          string                 `protobuf:"bytes,3,opt,name=vm_id,json=vmId,proto3" json:"vm_id,omitempty"`
+	VmName        string                 `protobuf:"bytes,4,opt,name=vm_name,json=vmName,proto3" json:"vm_name,omitempty"`
+	State         string                 `protobuf:"bytes,5,opt,name=state,proto3" json:"state,omitempty"` // running, succeeded, failed, canceled
+	StartedAt     *timestamppb.Timestamp `protobuf:"bytes,6,opt,name=started_at,json=startedAt,proto3" json:"started_at,omitempty"`
+	EndedAt       *timestamppb.Timestamp `protobuf:"bytes,7,opt,name=ended_at,json=endedAt,proto3" json:"ended_at,omitempty"`
+	Stages        []*OperationStage      `protobuf:"bytes,8,rep,name=stages,proto3" json:"stages,omitempty"`
+	Error         string                 `protobuf:"bytes,9,opt,name=error,proto3" json:"error,omitempty"`
+	ErrorKind     string                 `protobuf:"bytes,10,opt,name=error_kind,json=errorKind,proto3" json:"error_kind,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *Operation) Reset() {
+	*x = Operation{}
+	mi := &file_banger_v1_banger_proto_msgTypes[27]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *Operation) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*Operation) ProtoMessage() {}
+
+func (x *Operation) ProtoReflect() protoreflect.Message {
+	mi := &file_banger_v1_banger_proto_msgTypes[27]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use Operation.ProtoReflect.Descriptor instead.
+func (*Operation) Descriptor() ([]byte, []int) {
+	return file_banger_v1_banger_proto_rawDescGZIP(), []int{27}
+}
+
+func (x *Operation) GetId() string {
+	if x != nil {
+		return x.Id
+	}
+	return ""
+}
+
+func (x *Operation) GetKind() string {
+	if x != nil {
+		return x.Kind
+	}
+	return ""
+}
+
+func (x *Operation) GetVmId() string {
+	if x != nil {
+		return x.VmId
+	}
+	return ""
+}
+
+func (x *Operation) GetVmName() string {
+	if x != nil {
+		return x.VmName
+	}
+	return ""
+}
+
+func (x *Operation) GetState() string {
+	if x != nil {
+		return x.State
+	}
+	return ""
+}
+
+func (x *Operation) GetStartedAt() *timestamppb.Timestamp {
+	if x != nil {
+		return x.StartedAt
+	}
+	return nil
+}
+
+func (x *Operation) GetEndedAt() *timestamppb.Timestamp {
+	if x != nil {
+		return x.EndedAt
+	}
+	return nil
+}
+
+func (x *Operation) GetStages() []*OperationStage {
+	if x != nil {
+		return x.Stages
+	}
+	return nil
+}
+
+func (x *Operation) GetError() string {
+	if x != nil {
+		return x.Error
+	}
+	return ""
+}
+
+func (x *Operation) GetErrorKind() string {
+	if x != nil {
+		return x.ErrorKind
+	}
+	return ""
+}
+
+type OperationStage struct {
+	state         protoimpl.MessageState `protogen:"open.v1"`
+	Progress      *Progress              `protobuf:"bytes,1,opt,name=progress,proto3" json:"progress,omitempty"`
+	StartedAt     *timestamppb.Timestamp `protobuf:"bytes,2,opt,name=started_at,json=startedAt,proto3" json:"started_at,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *OperationStage) Reset() {
+	*x = OperationStage{}
+	mi := &file_banger_v1_banger_proto_msgTypes[28]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *OperationStage) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*OperationStage) ProtoMessage() {}
+
+func (x *OperationStage) ProtoReflect() protoreflect.Message {
+	mi := &file_banger_v1_banger_proto_msgTypes[28]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use OperationStage.ProtoReflect.Descriptor instead.
+func (*OperationStage) Descriptor() ([]byte, []int) {
+	return file_banger_v1_banger_proto_rawDescGZIP(), []int{28}
+}
+
+func (x *OperationStage) GetProgress() *Progress {
+	if x != nil {
+		return x.Progress
+	}
+	return nil
+}
+
+func (x *OperationStage) GetStartedAt() *timestamppb.Timestamp {
+	if x != nil {
+		return x.StartedAt
+	}
+	return nil
+}
+
+type ListOperationsRequest struct {
+	state         protoimpl.MessageState `protogen:"open.v1"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *ListOperationsRequest) Reset() {
+	*x = ListOperationsRequest{}
+	mi := &file_banger_v1_banger_proto_msgTypes[29]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *ListOperationsRequest) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*ListOperationsRequest) ProtoMessage() {}
+
+func (x *ListOperationsRequest) ProtoReflect() protoreflect.Message {
+	mi := &file_banger_v1_banger_proto_msgTypes[29]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use ListOperationsRequest.ProtoReflect.Descriptor instead.
+func (*ListOperationsRequest) Descriptor() ([]byte, []int) {
+	return file_banger_v1_banger_proto_rawDescGZIP(), []int{29}
+}
+
+type ListOperationsResponse struct {
+	state         protoimpl.MessageState `protogen:"open.v1"`
+	Operations    []*Operation           `protobuf:"bytes,1,rep,name=operations,proto3" json:"operations,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *ListOperationsResponse) Reset() {
+	*x = ListOperationsResponse{}
+	mi := &file_banger_v1_banger_proto_msgTypes[30]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *ListOperationsResponse) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*ListOperationsResponse) ProtoMessage() {}
+
+func (x *ListOperationsResponse) ProtoReflect() protoreflect.Message {
+	mi := &file_banger_v1_banger_proto_msgTypes[30]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use ListOperationsResponse.ProtoReflect.Descriptor instead.
+func (*ListOperationsResponse) Descriptor() ([]byte, []int) {
+	return file_banger_v1_banger_proto_rawDescGZIP(), []int{30}
+}
+
+func (x *ListOperationsResponse) GetOperations() []*Operation {
+	if x != nil {
+		return x.Operations
+	}
+	return nil
+}
+
+type WatchOperationRequest struct {
+	state         protoimpl.MessageState `protogen:"open.v1"`
+	Id            string                 `protobuf:"bytes,1,opt,name=id,proto3" json:"id,omitempty"` // or an unambiguous prefix
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *WatchOperationRequest) Reset() {
+	*x = WatchOperationRequest{}
+	mi := &file_banger_v1_banger_proto_msgTypes[31]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *WatchOperationRequest) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*WatchOperationRequest) ProtoMessage() {}
+
+func (x *WatchOperationRequest) ProtoReflect() protoreflect.Message {
+	mi := &file_banger_v1_banger_proto_msgTypes[31]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use WatchOperationRequest.ProtoReflect.Descriptor instead.
+func (*WatchOperationRequest) Descriptor() ([]byte, []int) {
+	return file_banger_v1_banger_proto_rawDescGZIP(), []int{31}
+}
+
+func (x *WatchOperationRequest) GetId() string {
+	if x != nil {
+		return x.Id
+	}
+	return ""
+}
+
+type CancelOperationRequest struct {
+	state         protoimpl.MessageState `protogen:"open.v1"`
+	Id            string                 `protobuf:"bytes,1,opt,name=id,proto3" json:"id,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *CancelOperationRequest) Reset() {
+	*x = CancelOperationRequest{}
+	mi := &file_banger_v1_banger_proto_msgTypes[32]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *CancelOperationRequest) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*CancelOperationRequest) ProtoMessage() {}
+
+func (x *CancelOperationRequest) ProtoReflect() protoreflect.Message {
+	mi := &file_banger_v1_banger_proto_msgTypes[32]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use CancelOperationRequest.ProtoReflect.Descriptor instead.
+func (*CancelOperationRequest) Descriptor() ([]byte, []int) {
+	return file_banger_v1_banger_proto_rawDescGZIP(), []int{32}
+}
+
+func (x *CancelOperationRequest) GetId() string {
+	if x != nil {
+		return x.Id
+	}
+	return ""
+}
+
+type CancelOperationResponse struct {
+	state         protoimpl.MessageState `protogen:"open.v1"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *CancelOperationResponse) Reset() {
+	*x = CancelOperationResponse{}
+	mi := &file_banger_v1_banger_proto_msgTypes[33]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *CancelOperationResponse) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*CancelOperationResponse) ProtoMessage() {}
+
+func (x *CancelOperationResponse) ProtoReflect() protoreflect.Message {
+	mi := &file_banger_v1_banger_proto_msgTypes[33]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use CancelOperationResponse.ProtoReflect.Descriptor instead.
+func (*CancelOperationResponse) Descriptor() ([]byte, []int) {
+	return file_banger_v1_banger_proto_rawDescGZIP(), []int{33}
+}
+
+type EventsRequest struct {
+	state         protoimpl.MessageState `protogen:"open.v1"`
+	After         int64                  `protobuf:"varint,1,opt,name=after,proto3" json:"after,omitempty"` // sequence number; 0: from the beginning
+	Follow        bool                   `protobuf:"varint,2,opt,name=follow,proto3" json:"follow,omitempty"`
+	Vm            string                 `protobuf:"bytes,3,opt,name=vm,proto3" json:"vm,omitempty"` // only of this VM: name or id; empty: of all
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *EventsRequest) Reset() {
+	*x = EventsRequest{}
+	mi := &file_banger_v1_banger_proto_msgTypes[34]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *EventsRequest) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*EventsRequest) ProtoMessage() {}
+
+func (x *EventsRequest) ProtoReflect() protoreflect.Message {
+	mi := &file_banger_v1_banger_proto_msgTypes[34]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use EventsRequest.ProtoReflect.Descriptor instead.
+func (*EventsRequest) Descriptor() ([]byte, []int) {
+	return file_banger_v1_banger_proto_rawDescGZIP(), []int{34}
+}
+
+func (x *EventsRequest) GetAfter() int64 {
+	if x != nil {
+		return x.After
+	}
+	return 0
+}
+
+func (x *EventsRequest) GetFollow() bool {
+	if x != nil {
+		return x.Follow
+	}
+	return false
+}
+
+func (x *EventsRequest) GetVm() string {
+	if x != nil {
+		return x.Vm
+	}
+	return ""
+}
+
+// JournalEvent is one line of the journal.
+type JournalEvent struct {
+	state         protoimpl.MessageState `protogen:"open.v1"`
+	Sequence      int64                  `protobuf:"varint,1,opt,name=sequence,proto3" json:"sequence,omitempty"` // grows by one, never reused
+	At            *timestamppb.Timestamp `protobuf:"bytes,2,opt,name=at,proto3" json:"at,omitempty"`
+	Kind          string                 `protobuf:"bytes,3,opt,name=kind,proto3" json:"kind,omitempty"` // created, started, stopped, failed, adopted, deleted, paused, resumed, changed, ...
+	VmId          string                 `protobuf:"bytes,4,opt,name=vm_id,json=vmId,proto3" json:"vm_id,omitempty"`
+	VmName        string                 `protobuf:"bytes,5,opt,name=vm_name,json=vmName,proto3" json:"vm_name,omitempty"`
+	Detail        string                 `protobuf:"bytes,6,opt,name=detail,proto3" json:"detail,omitempty"` // the cause, for people
+	OperationId   string                 `protobuf:"bytes,7,opt,name=operation_id,json=operationId,proto3" json:"operation_id,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *JournalEvent) Reset() {
+	*x = JournalEvent{}
+	mi := &file_banger_v1_banger_proto_msgTypes[35]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *JournalEvent) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*JournalEvent) ProtoMessage() {}
+
+func (x *JournalEvent) ProtoReflect() protoreflect.Message {
+	mi := &file_banger_v1_banger_proto_msgTypes[35]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use JournalEvent.ProtoReflect.Descriptor instead.
+func (*JournalEvent) Descriptor() ([]byte, []int) {
+	return file_banger_v1_banger_proto_rawDescGZIP(), []int{35}
+}
+
+func (x *JournalEvent) GetSequence() int64 {
+	if x != nil {
+		return x.Sequence
+	}
+	return 0
+}
+
+func (x *JournalEvent) GetAt() *timestamppb.Timestamp {
+	if x != nil {
+		return x.At
+	}
+	return nil
+}
+
+func (x *JournalEvent) GetKind() string {
+	if x != nil {
+		return x.Kind
+	}
+	return ""
+}
+
+func (x *JournalEvent) GetVmId() string {
+	if x != nil {
+		return x.VmId
+	}
+	return ""
+}
+
+func (x *JournalEvent) GetVmName() string {
+	if x != nil {
+		return x.VmName
+	}
+	return ""
+}
+
+func (x *JournalEvent) GetDetail() string {
+	if x != nil {
+		return x.Detail
+	}
+	return ""
+}
+
+func (x *JournalEvent) GetOperationId() string {
+	if x != nil {
+		return x.OperationId
+	}
+	return ""
+}
+
 type ListRequest struct {
 	state         protoimpl.MessageState `protogen:"open.v1"`
 	unknownFields protoimpl.UnknownFields
@@ -871,7 +2451,7 @@ type ListRequest struct {
 
 func (x *ListRequest) Reset() {
 	*x = ListRequest{}
-	mi := &file_banger_v1_banger_proto_msgTypes[10]
+	mi := &file_banger_v1_banger_proto_msgTypes[36]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -883,7 +2463,7 @@ func (x *ListRequest) String() string {
 func (*ListRequest) ProtoMessage() {}
 
 func (x *ListRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_banger_v1_banger_proto_msgTypes[10]
+	mi := &file_banger_v1_banger_proto_msgTypes[36]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -896,7 +2476,7 @@ func (x *ListRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ListRequest.ProtoReflect.Descriptor instead.
 func (*ListRequest) Descriptor() ([]byte, []int) {
-	return file_banger_v1_banger_proto_rawDescGZIP(), []int{10}
+	return file_banger_v1_banger_proto_rawDescGZIP(), []int{36}
 }
 
 type ListResponse struct {
@@ -908,7 +2488,7 @@ type ListResponse struct {
 
 func (x *ListResponse) Reset() {
 	*x = ListResponse{}
-	mi := &file_banger_v1_banger_proto_msgTypes[11]
+	mi := &file_banger_v1_banger_proto_msgTypes[37]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -920,7 +2500,7 @@ func (x *ListResponse) String() string {
 func (*ListResponse) ProtoMessage() {}
 
 func (x *ListResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_banger_v1_banger_proto_msgTypes[11]
+	mi := &file_banger_v1_banger_proto_msgTypes[37]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -933,7 +2513,7 @@ func (x *ListResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ListResponse.ProtoReflect.Descriptor instead.
 func (*ListResponse) Descriptor() ([]byte, []int) {
-	return file_banger_v1_banger_proto_rawDescGZIP(), []int{11}
+	return file_banger_v1_banger_proto_rawDescGZIP(), []int{37}
 }
 
 func (x *ListResponse) GetVms() []*VM {
@@ -952,7 +2532,7 @@ type GetRequest struct {
 
 func (x *GetRequest) Reset() {
 	*x = GetRequest{}
-	mi := &file_banger_v1_banger_proto_msgTypes[12]
+	mi := &file_banger_v1_banger_proto_msgTypes[38]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -964,7 +2544,7 @@ func (x *GetRequest) String() string {
 func (*GetRequest) ProtoMessage() {}
 
 func (x *GetRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_banger_v1_banger_proto_msgTypes[12]
+	mi := &file_banger_v1_banger_proto_msgTypes[38]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -977,7 +2557,7 @@ func (x *GetRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use GetRequest.ProtoReflect.Descriptor instead.
 func (*GetRequest) Descriptor() ([]byte, []int) {
-	return file_banger_v1_banger_proto_rawDescGZIP(), []int{12}
+	return file_banger_v1_banger_proto_rawDescGZIP(), []int{38}
 }
 
 func (x *GetRequest) GetVm() string {
@@ -996,7 +2576,7 @@ type GetResponse struct {
 
 func (x *GetResponse) Reset() {
 	*x = GetResponse{}
-	mi := &file_banger_v1_banger_proto_msgTypes[13]
+	mi := &file_banger_v1_banger_proto_msgTypes[39]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1008,7 +2588,7 @@ func (x *GetResponse) String() string {
 func (*GetResponse) ProtoMessage() {}
 
 func (x *GetResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_banger_v1_banger_proto_msgTypes[13]
+	mi := &file_banger_v1_banger_proto_msgTypes[39]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1021,7 +2601,7 @@ func (x *GetResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use GetResponse.ProtoReflect.Descriptor instead.
 func (*GetResponse) Descriptor() ([]byte, []int) {
-	return file_banger_v1_banger_proto_rawDescGZIP(), []int{13}
+	return file_banger_v1_banger_proto_rawDescGZIP(), []int{39}
 }
 
 func (x *GetResponse) GetVm() *VM {
@@ -1041,7 +2621,7 @@ type LogsRequest struct {
 
 func (x *LogsRequest) Reset() {
 	*x = LogsRequest{}
-	mi := &file_banger_v1_banger_proto_msgTypes[14]
+	mi := &file_banger_v1_banger_proto_msgTypes[40]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1053,7 +2633,7 @@ func (x *LogsRequest) String() string {
 func (*LogsRequest) ProtoMessage() {}
 
 func (x *LogsRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_banger_v1_banger_proto_msgTypes[14]
+	mi := &file_banger_v1_banger_proto_msgTypes[40]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1066,7 +2646,7 @@ func (x *LogsRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use LogsRequest.ProtoReflect.Descriptor instead.
 func (*LogsRequest) Descriptor() ([]byte, []int) {
-	return file_banger_v1_banger_proto_rawDescGZIP(), []int{14}
+	return file_banger_v1_banger_proto_rawDescGZIP(), []int{40}
 }
 
 func (x *LogsRequest) GetVm() string {
@@ -1092,7 +2672,7 @@ type LogsResponse struct {
 
 func (x *LogsResponse) Reset() {
 	*x = LogsResponse{}
-	mi := &file_banger_v1_banger_proto_msgTypes[15]
+	mi := &file_banger_v1_banger_proto_msgTypes[41]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1104,7 +2684,7 @@ func (x *LogsResponse) String() string {
 func (*LogsResponse) ProtoMessage() {}
 
 func (x *LogsResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_banger_v1_banger_proto_msgTypes[15]
+	mi := &file_banger_v1_banger_proto_msgTypes[41]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1117,7 +2697,7 @@ func (x *LogsResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use LogsResponse.ProtoReflect.Descriptor instead.
 func (*LogsResponse) Descriptor() ([]byte, []int) {
-	return file_banger_v1_banger_proto_rawDescGZIP(), []int{15}
+	return file_banger_v1_banger_proto_rawDescGZIP(), []int{41}
 }
 
 func (x *LogsResponse) GetData() []byte {
@@ -1144,7 +2724,7 @@ type ExecSpec struct {
 
 func (x *ExecSpec) Reset() {
 	*x = ExecSpec{}
-	mi := &file_banger_v1_banger_proto_msgTypes[16]
+	mi := &file_banger_v1_banger_proto_msgTypes[42]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1156,7 +2736,7 @@ func (x *ExecSpec) String() string {
 func (*ExecSpec) ProtoMessage() {}
 
 func (x *ExecSpec) ProtoReflect() protoreflect.Message {
-	mi := &file_banger_v1_banger_proto_msgTypes[16]
+	mi := &file_banger_v1_banger_proto_msgTypes[42]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1169,7 +2749,7 @@ func (x *ExecSpec) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ExecSpec.ProtoReflect.Descriptor instead.
 func (*ExecSpec) Descriptor() ([]byte, []int) {
-	return file_banger_v1_banger_proto_rawDescGZIP(), []int{16}
+	return file_banger_v1_banger_proto_rawDescGZIP(), []int{42}
 }
 
 func (x *ExecSpec) GetArgs() []string {
@@ -1238,7 +2818,7 @@ type WindowSize struct {
 
 func (x *WindowSize) Reset() {
 	*x = WindowSize{}
-	mi := &file_banger_v1_banger_proto_msgTypes[17]
+	mi := &file_banger_v1_banger_proto_msgTypes[43]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1250,7 +2830,7 @@ func (x *WindowSize) String() string {
 func (*WindowSize) ProtoMessage() {}
 
 func (x *WindowSize) ProtoReflect() protoreflect.Message {
-	mi := &file_banger_v1_banger_proto_msgTypes[17]
+	mi := &file_banger_v1_banger_proto_msgTypes[43]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1263,7 +2843,7 @@ func (x *WindowSize) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use WindowSize.ProtoReflect.Descriptor instead.
 func (*WindowSize) Descriptor() ([]byte, []int) {
-	return file_banger_v1_banger_proto_rawDescGZIP(), []int{17}
+	return file_banger_v1_banger_proto_rawDescGZIP(), []int{43}
 }
 
 func (x *WindowSize) GetRows() uint32 {
@@ -1296,7 +2876,7 @@ type AttachRequest struct {
 
 func (x *AttachRequest) Reset() {
 	*x = AttachRequest{}
-	mi := &file_banger_v1_banger_proto_msgTypes[18]
+	mi := &file_banger_v1_banger_proto_msgTypes[44]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1308,7 +2888,7 @@ func (x *AttachRequest) String() string {
 func (*AttachRequest) ProtoMessage() {}
 
 func (x *AttachRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_banger_v1_banger_proto_msgTypes[18]
+	mi := &file_banger_v1_banger_proto_msgTypes[44]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1321,7 +2901,7 @@ func (x *AttachRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use AttachRequest.ProtoReflect.Descriptor instead.
 func (*AttachRequest) Descriptor() ([]byte, []int) {
-	return file_banger_v1_banger_proto_rawDescGZIP(), []int{18}
+	return file_banger_v1_banger_proto_rawDescGZIP(), []int{44}
 }
 
 func (x *AttachRequest) GetKind() isAttachRequest_Kind {
@@ -1425,7 +3005,7 @@ type AttachStart struct {
 
 func (x *AttachStart) Reset() {
 	*x = AttachStart{}
-	mi := &file_banger_v1_banger_proto_msgTypes[19]
+	mi := &file_banger_v1_banger_proto_msgTypes[45]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1437,7 +3017,7 @@ func (x *AttachStart) String() string {
 func (*AttachStart) ProtoMessage() {}
 
 func (x *AttachStart) ProtoReflect() protoreflect.Message {
-	mi := &file_banger_v1_banger_proto_msgTypes[19]
+	mi := &file_banger_v1_banger_proto_msgTypes[45]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1450,7 +3030,7 @@ func (x *AttachStart) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use AttachStart.ProtoReflect.Descriptor instead.
 func (*AttachStart) Descriptor() ([]byte, []int) {
-	return file_banger_v1_banger_proto_rawDescGZIP(), []int{19}
+	return file_banger_v1_banger_proto_rawDescGZIP(), []int{45}
 }
 
 func (x *AttachStart) GetTarget() isAttachStart_Target {
@@ -1525,7 +3105,7 @@ type AttachResponse struct {
 
 func (x *AttachResponse) Reset() {
 	*x = AttachResponse{}
-	mi := &file_banger_v1_banger_proto_msgTypes[20]
+	mi := &file_banger_v1_banger_proto_msgTypes[46]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1537,7 +3117,7 @@ func (x *AttachResponse) String() string {
 func (*AttachResponse) ProtoMessage() {}
 
 func (x *AttachResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_banger_v1_banger_proto_msgTypes[20]
+	mi := &file_banger_v1_banger_proto_msgTypes[46]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1550,7 +3130,7 @@ func (x *AttachResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use AttachResponse.ProtoReflect.Descriptor instead.
 func (*AttachResponse) Descriptor() ([]byte, []int) {
-	return file_banger_v1_banger_proto_rawDescGZIP(), []int{20}
+	return file_banger_v1_banger_proto_rawDescGZIP(), []int{46}
 }
 
 func (x *AttachResponse) GetKind() isAttachResponse_Kind {
@@ -1665,7 +3245,7 @@ type ExitStatus struct {
 
 func (x *ExitStatus) Reset() {
 	*x = ExitStatus{}
-	mi := &file_banger_v1_banger_proto_msgTypes[21]
+	mi := &file_banger_v1_banger_proto_msgTypes[47]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1677,7 +3257,7 @@ func (x *ExitStatus) String() string {
 func (*ExitStatus) ProtoMessage() {}
 
 func (x *ExitStatus) ProtoReflect() protoreflect.Message {
-	mi := &file_banger_v1_banger_proto_msgTypes[21]
+	mi := &file_banger_v1_banger_proto_msgTypes[47]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1690,7 +3270,7 @@ func (x *ExitStatus) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ExitStatus.ProtoReflect.Descriptor instead.
 func (*ExitStatus) Descriptor() ([]byte, []int) {
-	return file_banger_v1_banger_proto_rawDescGZIP(), []int{21}
+	return file_banger_v1_banger_proto_rawDescGZIP(), []int{47}
 }
 
 func (x *ExitStatus) GetCode() int32 {
@@ -1720,7 +3300,7 @@ type ConsoleRequest struct {
 
 func (x *ConsoleRequest) Reset() {
 	*x = ConsoleRequest{}
-	mi := &file_banger_v1_banger_proto_msgTypes[22]
+	mi := &file_banger_v1_banger_proto_msgTypes[48]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1732,7 +3312,7 @@ func (x *ConsoleRequest) String() string {
 func (*ConsoleRequest) ProtoMessage() {}
 
 func (x *ConsoleRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_banger_v1_banger_proto_msgTypes[22]
+	mi := &file_banger_v1_banger_proto_msgTypes[48]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1745,7 +3325,7 @@ func (x *ConsoleRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ConsoleRequest.ProtoReflect.Descriptor instead.
 func (*ConsoleRequest) Descriptor() ([]byte, []int) {
-	return file_banger_v1_banger_proto_rawDescGZIP(), []int{22}
+	return file_banger_v1_banger_proto_rawDescGZIP(), []int{48}
 }
 
 func (x *ConsoleRequest) GetKind() isConsoleRequest_Kind {
@@ -1798,7 +3378,7 @@ type ConsoleResponse struct {
 
 func (x *ConsoleResponse) Reset() {
 	*x = ConsoleResponse{}
-	mi := &file_banger_v1_banger_proto_msgTypes[23]
+	mi := &file_banger_v1_banger_proto_msgTypes[49]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1810,7 +3390,7 @@ func (x *ConsoleResponse) String() string {
 func (*ConsoleResponse) ProtoMessage() {}
 
 func (x *ConsoleResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_banger_v1_banger_proto_msgTypes[23]
+	mi := &file_banger_v1_banger_proto_msgTypes[49]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1823,7 +3403,7 @@ func (x *ConsoleResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ConsoleResponse.ProtoReflect.Descriptor instead.
 func (*ConsoleResponse) Descriptor() ([]byte, []int) {
-	return file_banger_v1_banger_proto_rawDescGZIP(), []int{23}
+	return file_banger_v1_banger_proto_rawDescGZIP(), []int{49}
 }
 
 func (x *ConsoleResponse) GetOutput() []byte {
@@ -1846,7 +3426,7 @@ type Image struct {
 
 func (x *Image) Reset() {
 	*x = Image{}
-	mi := &file_banger_v1_banger_proto_msgTypes[24]
+	mi := &file_banger_v1_banger_proto_msgTypes[50]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1858,7 +3438,7 @@ func (x *Image) String() string {
 func (*Image) ProtoMessage() {}
 
 func (x *Image) ProtoReflect() protoreflect.Message {
-	mi := &file_banger_v1_banger_proto_msgTypes[24]
+	mi := &file_banger_v1_banger_proto_msgTypes[50]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1871,7 +3451,7 @@ func (x *Image) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Image.ProtoReflect.Descriptor instead.
 func (*Image) Descriptor() ([]byte, []int) {
-	return file_banger_v1_banger_proto_rawDescGZIP(), []int{24}
+	return file_banger_v1_banger_proto_rawDescGZIP(), []int{50}
 }
 
 func (x *Image) GetName() string {
@@ -1917,7 +3497,7 @@ type ListImagesRequest struct {
 
 func (x *ListImagesRequest) Reset() {
 	*x = ListImagesRequest{}
-	mi := &file_banger_v1_banger_proto_msgTypes[25]
+	mi := &file_banger_v1_banger_proto_msgTypes[51]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1929,7 +3509,7 @@ func (x *ListImagesRequest) String() string {
 func (*ListImagesRequest) ProtoMessage() {}
 
 func (x *ListImagesRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_banger_v1_banger_proto_msgTypes[25]
+	mi := &file_banger_v1_banger_proto_msgTypes[51]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1942,7 +3522,7 @@ func (x *ListImagesRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ListImagesRequest.ProtoReflect.Descriptor instead.
 func (*ListImagesRequest) Descriptor() ([]byte, []int) {
-	return file_banger_v1_banger_proto_rawDescGZIP(), []int{25}
+	return file_banger_v1_banger_proto_rawDescGZIP(), []int{51}
 }
 
 type ListImagesResponse struct {
@@ -1954,7 +3534,7 @@ type ListImagesResponse struct {
 
 func (x *ListImagesResponse) Reset() {
 	*x = ListImagesResponse{}
-	mi := &file_banger_v1_banger_proto_msgTypes[26]
+	mi := &file_banger_v1_banger_proto_msgTypes[52]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1966,7 +3546,7 @@ func (x *ListImagesResponse) String() string {
 func (*ListImagesResponse) ProtoMessage() {}
 
 func (x *ListImagesResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_banger_v1_banger_proto_msgTypes[26]
+	mi := &file_banger_v1_banger_proto_msgTypes[52]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1979,7 +3559,7 @@ func (x *ListImagesResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ListImagesResponse.ProtoReflect.Descriptor instead.
 func (*ListImagesResponse) Descriptor() ([]byte, []int) {
-	return file_banger_v1_banger_proto_rawDescGZIP(), []int{26}
+	return file_banger_v1_banger_proto_rawDescGZIP(), []int{52}
 }
 
 func (x *ListImagesResponse) GetImages() []*Image {
@@ -1998,7 +3578,7 @@ type PullImageRequest struct {
 
 func (x *PullImageRequest) Reset() {
 	*x = PullImageRequest{}
-	mi := &file_banger_v1_banger_proto_msgTypes[27]
+	mi := &file_banger_v1_banger_proto_msgTypes[53]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2010,7 +3590,7 @@ func (x *PullImageRequest) String() string {
 func (*PullImageRequest) ProtoMessage() {}
 
 func (x *PullImageRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_banger_v1_banger_proto_msgTypes[27]
+	mi := &file_banger_v1_banger_proto_msgTypes[53]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2023,7 +3603,7 @@ func (x *PullImageRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use PullImageRequest.ProtoReflect.Descriptor instead.
 func (*PullImageRequest) Descriptor() ([]byte, []int) {
-	return file_banger_v1_banger_proto_rawDescGZIP(), []int{27}
+	return file_banger_v1_banger_proto_rawDescGZIP(), []int{53}
 }
 
 func (x *PullImageRequest) GetName() string {
@@ -2045,7 +3625,7 @@ type Kernel struct {
 
 func (x *Kernel) Reset() {
 	*x = Kernel{}
-	mi := &file_banger_v1_banger_proto_msgTypes[28]
+	mi := &file_banger_v1_banger_proto_msgTypes[54]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2057,7 +3637,7 @@ func (x *Kernel) String() string {
 func (*Kernel) ProtoMessage() {}
 
 func (x *Kernel) ProtoReflect() protoreflect.Message {
-	mi := &file_banger_v1_banger_proto_msgTypes[28]
+	mi := &file_banger_v1_banger_proto_msgTypes[54]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2070,7 +3650,7 @@ func (x *Kernel) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Kernel.ProtoReflect.Descriptor instead.
 func (*Kernel) Descriptor() ([]byte, []int) {
-	return file_banger_v1_banger_proto_rawDescGZIP(), []int{28}
+	return file_banger_v1_banger_proto_rawDescGZIP(), []int{54}
 }
 
 func (x *Kernel) GetName() string {
@@ -2109,7 +3689,7 @@ type ListKernelsRequest struct {
 
 func (x *ListKernelsRequest) Reset() {
 	*x = ListKernelsRequest{}
-	mi := &file_banger_v1_banger_proto_msgTypes[29]
+	mi := &file_banger_v1_banger_proto_msgTypes[55]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2121,7 +3701,7 @@ func (x *ListKernelsRequest) String() string {
 func (*ListKernelsRequest) ProtoMessage() {}
 
 func (x *ListKernelsRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_banger_v1_banger_proto_msgTypes[29]
+	mi := &file_banger_v1_banger_proto_msgTypes[55]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2134,7 +3714,7 @@ func (x *ListKernelsRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ListKernelsRequest.ProtoReflect.Descriptor instead.
 func (*ListKernelsRequest) Descriptor() ([]byte, []int) {
-	return file_banger_v1_banger_proto_rawDescGZIP(), []int{29}
+	return file_banger_v1_banger_proto_rawDescGZIP(), []int{55}
 }
 
 type ListKernelsResponse struct {
@@ -2146,7 +3726,7 @@ type ListKernelsResponse struct {
 
 func (x *ListKernelsResponse) Reset() {
 	*x = ListKernelsResponse{}
-	mi := &file_banger_v1_banger_proto_msgTypes[30]
+	mi := &file_banger_v1_banger_proto_msgTypes[56]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2158,7 +3738,7 @@ func (x *ListKernelsResponse) String() string {
 func (*ListKernelsResponse) ProtoMessage() {}
 
 func (x *ListKernelsResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_banger_v1_banger_proto_msgTypes[30]
+	mi := &file_banger_v1_banger_proto_msgTypes[56]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2171,7 +3751,7 @@ func (x *ListKernelsResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ListKernelsResponse.ProtoReflect.Descriptor instead.
 func (*ListKernelsResponse) Descriptor() ([]byte, []int) {
-	return file_banger_v1_banger_proto_rawDescGZIP(), []int{30}
+	return file_banger_v1_banger_proto_rawDescGZIP(), []int{56}
 }
 
 func (x *ListKernelsResponse) GetKernels() []*Kernel {
@@ -2189,7 +3769,7 @@ type StatusRequest struct {
 
 func (x *StatusRequest) Reset() {
 	*x = StatusRequest{}
-	mi := &file_banger_v1_banger_proto_msgTypes[31]
+	mi := &file_banger_v1_banger_proto_msgTypes[57]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2201,7 +3781,7 @@ func (x *StatusRequest) String() string {
 func (*StatusRequest) ProtoMessage() {}
 
 func (x *StatusRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_banger_v1_banger_proto_msgTypes[31]
+	mi := &file_banger_v1_banger_proto_msgTypes[57]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2214,7 +3794,7 @@ func (x *StatusRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use StatusRequest.ProtoReflect.Descriptor instead.
 func (*StatusRequest) Descriptor() ([]byte, []int) {
-	return file_banger_v1_banger_proto_rawDescGZIP(), []int{31}
+	return file_banger_v1_banger_proto_rawDescGZIP(), []int{57}
 }
 
 type StatusResponse struct {
@@ -2234,7 +3814,7 @@ type StatusResponse struct {
 
 func (x *StatusResponse) Reset() {
 	*x = StatusResponse{}
-	mi := &file_banger_v1_banger_proto_msgTypes[32]
+	mi := &file_banger_v1_banger_proto_msgTypes[58]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2246,7 +3826,7 @@ func (x *StatusResponse) String() string {
 func (*StatusResponse) ProtoMessage() {}
 
 func (x *StatusResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_banger_v1_banger_proto_msgTypes[32]
+	mi := &file_banger_v1_banger_proto_msgTypes[58]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2259,7 +3839,7 @@ func (x *StatusResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use StatusResponse.ProtoReflect.Descriptor instead.
 func (*StatusResponse) Descriptor() ([]byte, []int) {
-	return file_banger_v1_banger_proto_rawDescGZIP(), []int{32}
+	return file_banger_v1_banger_proto_rawDescGZIP(), []int{58}
 }
 
 func (x *StatusResponse) GetVersion() string {
@@ -2333,7 +3913,7 @@ type DoctorRequest struct {
 
 func (x *DoctorRequest) Reset() {
 	*x = DoctorRequest{}
-	mi := &file_banger_v1_banger_proto_msgTypes[33]
+	mi := &file_banger_v1_banger_proto_msgTypes[59]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2345,7 +3925,7 @@ func (x *DoctorRequest) String() string {
 func (*DoctorRequest) ProtoMessage() {}
 
 func (x *DoctorRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_banger_v1_banger_proto_msgTypes[33]
+	mi := &file_banger_v1_banger_proto_msgTypes[59]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2358,7 +3938,7 @@ func (x *DoctorRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use DoctorRequest.ProtoReflect.Descriptor instead.
 func (*DoctorRequest) Descriptor() ([]byte, []int) {
-	return file_banger_v1_banger_proto_rawDescGZIP(), []int{33}
+	return file_banger_v1_banger_proto_rawDescGZIP(), []int{59}
 }
 
 type DoctorResponse struct {
@@ -2372,7 +3952,7 @@ type DoctorResponse struct {
 
 func (x *DoctorResponse) Reset() {
 	*x = DoctorResponse{}
-	mi := &file_banger_v1_banger_proto_msgTypes[34]
+	mi := &file_banger_v1_banger_proto_msgTypes[60]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2384,7 +3964,7 @@ func (x *DoctorResponse) String() string {
 func (*DoctorResponse) ProtoMessage() {}
 
 func (x *DoctorResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_banger_v1_banger_proto_msgTypes[34]
+	mi := &file_banger_v1_banger_proto_msgTypes[60]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2397,7 +3977,7 @@ func (x *DoctorResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use DoctorResponse.ProtoReflect.Descriptor instead.
 func (*DoctorResponse) Descriptor() ([]byte, []int) {
-	return file_banger_v1_banger_proto_rawDescGZIP(), []int{34}
+	return file_banger_v1_banger_proto_rawDescGZIP(), []int{60}
 }
 
 func (x *DoctorResponse) GetChecks() []*Check {
@@ -2434,7 +4014,7 @@ type Check struct {
 
 func (x *Check) Reset() {
 	*x = Check{}
-	mi := &file_banger_v1_banger_proto_msgTypes[35]
+	mi := &file_banger_v1_banger_proto_msgTypes[61]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2446,7 +4026,7 @@ func (x *Check) String() string {
 func (*Check) ProtoMessage() {}
 
 func (x *Check) ProtoReflect() protoreflect.Message {
-	mi := &file_banger_v1_banger_proto_msgTypes[35]
+	mi := &file_banger_v1_banger_proto_msgTypes[61]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2459,7 +4039,7 @@ func (x *Check) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Check.ProtoReflect.Descriptor instead.
 func (*Check) Descriptor() ([]byte, []int) {
-	return file_banger_v1_banger_proto_rawDescGZIP(), []int{35}
+	return file_banger_v1_banger_proto_rawDescGZIP(), []int{61}
 }
 
 func (x *Check) GetName() string {
@@ -2498,7 +4078,7 @@ type ShutdownRequest struct {
 
 func (x *ShutdownRequest) Reset() {
 	*x = ShutdownRequest{}
-	mi := &file_banger_v1_banger_proto_msgTypes[36]
+	mi := &file_banger_v1_banger_proto_msgTypes[62]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2510,7 +4090,7 @@ func (x *ShutdownRequest) String() string {
 func (*ShutdownRequest) ProtoMessage() {}
 
 func (x *ShutdownRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_banger_v1_banger_proto_msgTypes[36]
+	mi := &file_banger_v1_banger_proto_msgTypes[62]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2523,7 +4103,7 @@ func (x *ShutdownRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ShutdownRequest.ProtoReflect.Descriptor instead.
 func (*ShutdownRequest) Descriptor() ([]byte, []int) {
-	return file_banger_v1_banger_proto_rawDescGZIP(), []int{36}
+	return file_banger_v1_banger_proto_rawDescGZIP(), []int{62}
 }
 
 type ShutdownResponse struct {
@@ -2534,7 +4114,7 @@ type ShutdownResponse struct {
 
 func (x *ShutdownResponse) Reset() {
 	*x = ShutdownResponse{}
-	mi := &file_banger_v1_banger_proto_msgTypes[37]
+	mi := &file_banger_v1_banger_proto_msgTypes[63]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2546,7 +4126,7 @@ func (x *ShutdownResponse) String() string {
 func (*ShutdownResponse) ProtoMessage() {}
 
 func (x *ShutdownResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_banger_v1_banger_proto_msgTypes[37]
+	mi := &file_banger_v1_banger_proto_msgTypes[63]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2559,7 +4139,7 @@ func (x *ShutdownResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ShutdownResponse.ProtoReflect.Descriptor instead.
 func (*ShutdownResponse) Descriptor() ([]byte, []int) {
-	return file_banger_v1_banger_proto_rawDescGZIP(), []int{37}
+	return file_banger_v1_banger_proto_rawDescGZIP(), []int{63}
 }
 
 var File_banger_v1_banger_proto protoreflect.FileDescriptor
@@ -2612,7 +4192,7 @@ const file_banger_v1_banger_proto_rawDesc = "" +
 	"\fstart_stages\x18\x12 \x03(\v2\x10.banger.v1.StageR\vstartStages\"P\n" +
 	"\x05Stage\x12\x12\n" +
 	"\x04name\x18\x01 \x01(\tR\x04name\x123\n" +
-	"\aelapsed\x18\x02 \x01(\v2\x19.google.protobuf.DurationR\aelapsed\"\x93\x03\n" +
+	"\aelapsed\x18\x02 \x01(\v2\x19.google.protobuf.DurationR\aelapsed\"\xfe\x03\n" +
 	"\x04Spec\x12\x14\n" +
 	"\x05image\x18\x01 \x01(\tR\x05image\x12\x16\n" +
 	"\x06kernel\x18\x02 \x01(\tR\x06kernel\x12\x14\n" +
@@ -2624,7 +4204,9 @@ const file_banger_v1_banger_proto_rawDesc = "" +
 	"\abackend\x18\b \x01(\tR\abackend\x12*\n" +
 	"\x03env\x18\t \x03(\v2\x18.banger.v1.Spec.EnvEntryR\x03env\x123\n" +
 	"\x06labels\x18\n" +
-	" \x03(\v2\x1b.banger.v1.Spec.LabelsEntryR\x06labels\x1a6\n" +
+	" \x03(\v2\x1b.banger.v1.Spec.LabelsEntryR\x06labels\x12+\n" +
+	"\x03ttl\x18\v \x01(\v2\x19.google.protobuf.DurationR\x03ttl\x12<\n" +
+	"\fidle_timeout\x18\f \x01(\v2\x19.google.protobuf.DurationR\vidleTimeout\x1a6\n" +
 	"\bEnvEntry\x12\x10\n" +
 	"\x03key\x18\x01 \x01(\tR\x03key\x12\x14\n" +
 	"\x05value\x18\x02 \x01(\tR\x05value:\x028\x01\x1a9\n" +
@@ -2642,7 +4224,130 @@ const file_banger_v1_banger_proto_rawDesc = "" +
 	"\atimeout\x18\x02 \x01(\v2\x19.google.protobuf.DurationR\atimeout\"5\n" +
 	"\rDeleteRequest\x12\x0e\n" +
 	"\x02vm\x18\x01 \x01(\tR\x02vm\x12\x14\n" +
-	"\x05force\x18\x02 \x01(\bR\x05force\"\r\n" +
+	"\x05force\x18\x02 \x01(\bR\x05force\"U\n" +
+	"\x0eRestartRequest\x12\x0e\n" +
+	"\x02vm\x18\x01 \x01(\tR\x02vm\x123\n" +
+	"\atimeout\x18\x02 \x01(\v2\x19.google.protobuf.DurationR\atimeout\"5\n" +
+	"\vKillRequest\x12\x0e\n" +
+	"\x02vm\x18\x01 \x01(\tR\x02vm\x12\x16\n" +
+	"\x06signal\x18\x02 \x01(\x05R\x06signal\"\x1e\n" +
+	"\fPauseRequest\x12\x0e\n" +
+	"\x02vm\x18\x01 \x01(\tR\x02vm\"\x1f\n" +
+	"\rResumeRequest\x12\x0e\n" +
+	"\x02vm\x18\x01 \x01(\tR\x02vm\"\xc2\x03\n" +
+	"\n" +
+	"SetRequest\x12\x0e\n" +
+	"\x02vm\x18\x01 \x01(\tR\x02vm\x12\x19\n" +
+	"\x05vcpus\x18\x02 \x01(\x05H\x00R\x05vcpus\x88\x01\x01\x12\x1b\n" +
+	"\x06memory\x18\x03 \x01(\x03H\x01R\x06memory\x88\x01\x01\x12 \n" +
+	"\tdisk_size\x18\x04 \x01(\x03H\x02R\bdiskSize\x88\x01\x01\x129\n" +
+	"\x06labels\x18\x05 \x03(\v2!.banger.v1.SetRequest.LabelsEntryR\x06labels\x12#\n" +
+	"\rremove_labels\x18\x06 \x03(\tR\fremoveLabels\x120\n" +
+	"\x03ttl\x18\a \x01(\v2\x19.google.protobuf.DurationH\x03R\x03ttl\x88\x01\x01\x12A\n" +
+	"\fidle_timeout\x18\b \x01(\v2\x19.google.protobuf.DurationH\x04R\vidleTimeout\x88\x01\x01\x1a9\n" +
+	"\vLabelsEntry\x12\x10\n" +
+	"\x03key\x18\x01 \x01(\tR\x03key\x12\x14\n" +
+	"\x05value\x18\x02 \x01(\tR\x05value:\x028\x01B\b\n" +
+	"\x06_vcpusB\t\n" +
+	"\a_memoryB\f\n" +
+	"\n" +
+	"_disk_sizeB\x06\n" +
+	"\x04_ttlB\x0f\n" +
+	"\r_idle_timeout\"\\\n" +
+	"\vSetResponse\x12\x1d\n" +
+	"\x02vm\x18\x01 \x01(\v2\r.banger.v1.VMR\x02vm\x12.\n" +
+	"\aresults\x18\x02 \x03(\v2\x14.banger.v1.SetResultR\aresults\"c\n" +
+	"\tSetResult\x12\x10\n" +
+	"\x03key\x18\x01 \x01(\tR\x03key\x12\x14\n" +
+	"\x05value\x18\x02 \x01(\tR\x05value\x12\x16\n" +
+	"\x06effect\x18\x03 \x01(\tR\x06effect\x12\x16\n" +
+	"\x06detail\x18\x04 \x01(\tR\x06detail\";\n" +
+	"\vWaitRequest\x12\x0e\n" +
+	"\x02vm\x18\x01 \x01(\tR\x02vm\x12\x1c\n" +
+	"\tcondition\x18\x02 \x01(\tR\tcondition\"-\n" +
+	"\fWaitResponse\x12\x1d\n" +
+	"\x02vm\x18\x01 \x01(\v2\r.banger.v1.VMR\x02vm\"\x1f\n" +
+	"\rHealthRequest\x12\x0e\n" +
+	"\x02vm\x18\x01 \x01(\tR\x02vm\"T\n" +
+	"\x0eHealthResponse\x12\x18\n" +
+	"\ahealthy\x18\x01 \x01(\bR\ahealthy\x12(\n" +
+	"\x06checks\x18\x02 \x03(\v2\x10.banger.v1.CheckR\x06checks\"R\n" +
+	"\fStatsRequest\x12\x10\n" +
+	"\x03vms\x18\x01 \x03(\tR\x03vms\x12\x16\n" +
+	"\x06follow\x18\x02 \x01(\bR\x06follow\x12\x18\n" +
+	"\ahistory\x18\x03 \x01(\bR\ahistory\"c\n" +
+	"\rStatsResponse\x12\x13\n" +
+	"\x05vm_id\x18\x01 \x01(\tR\x04vmId\x12\x12\n" +
+	"\x04name\x18\x02 \x01(\tR\x04name\x12)\n" +
+	"\x06sample\x18\x03 \x01(\v2\x11.banger.v1.SampleR\x06sample\"\x97\x04\n" +
+	"\x06Sample\x12*\n" +
+	"\x02at\x18\x01 \x01(\v2\x1a.google.protobuf.TimestampR\x02at\x122\n" +
+	"\avmm_cpu\x18\x02 \x01(\v2\x19.google.protobuf.DurationR\x06vmmCpu\x126\n" +
+	"\tguest_cpu\x18\x03 \x01(\v2\x19.google.protobuf.DurationR\bguestCpu\x12!\n" +
+	"\fvmm_resident\x18\x04 \x01(\x03R\vvmmResident\x12!\n" +
+	"\fguest_memory\x18\x05 \x01(\x03R\vguestMemory\x12,\n" +
+	"\x12guest_memory_total\x18\x06 \x01(\x03R\x10guestMemoryTotal\x12\x1b\n" +
+	"\tdisk_read\x18\a \x01(\x03R\bdiskRead\x12!\n" +
+	"\fdisk_written\x18\b \x01(\x03R\vdiskWritten\x12!\n" +
+	"\fnet_received\x18\t \x01(\x03R\vnetReceived\x12\x19\n" +
+	"\bnet_sent\x18\n" +
+	" \x01(\x03R\anetSent\x12\x1d\n" +
+	"\n" +
+	"net_denied\x18\v \x01(\x03R\tnetDenied\x12%\n" +
+	"\x0edisk_allocated\x18\f \x01(\x03R\rdiskAllocated\x12\x1c\n" +
+	"\tprocesses\x18\r \x01(\x05R\tprocesses\x12\x1f\n" +
+	"\vcpu_percent\x18\x0e \x01(\x01R\n" +
+	"cpuPercent\"\x1e\n" +
+	"\fPortsRequest\x12\x0e\n" +
+	"\x02vm\x18\x01 \x01(\tR\x02vm\"6\n" +
+	"\rPortsResponse\x12%\n" +
+	"\x05ports\x18\x01 \x03(\v2\x0f.banger.v1.PortR\x05ports\"\x8d\x01\n" +
+	"\x04Port\x12\x1a\n" +
+	"\bprotocol\x18\x01 \x01(\tR\bprotocol\x12\x18\n" +
+	"\aaddress\x18\x02 \x01(\tR\aaddress\x12\x12\n" +
+	"\x04port\x18\x03 \x01(\rR\x04port\x12\x18\n" +
+	"\aprocess\x18\x04 \x01(\tR\aprocess\x12!\n" +
+	"\fhost_address\x18\x05 \x01(\tR\vhostAddress\"\xcd\x02\n" +
+	"\tOperation\x12\x0e\n" +
+	"\x02id\x18\x01 \x01(\tR\x02id\x12\x12\n" +
+	"\x04kind\x18\x02 \x01(\tR\x04kind\x12\x13\n" +
+	"\x05vm_id\x18\x03 \x01(\tR\x04vmId\x12\x17\n" +
+	"\avm_name\x18\x04 \x01(\tR\x06vmName\x12\x14\n" +
+	"\x05state\x18\x05 \x01(\tR\x05state\x129\n" +
+	"\n" +
+	"started_at\x18\x06 \x01(\v2\x1a.google.protobuf.TimestampR\tstartedAt\x125\n" +
+	"\bended_at\x18\a \x01(\v2\x1a.google.protobuf.TimestampR\aendedAt\x121\n" +
+	"\x06stages\x18\b \x03(\v2\x19.banger.v1.OperationStageR\x06stages\x12\x14\n" +
+	"\x05error\x18\t \x01(\tR\x05error\x12\x1d\n" +
+	"\n" +
+	"error_kind\x18\n" +
+	" \x01(\tR\terrorKind\"|\n" +
+	"\x0eOperationStage\x12/\n" +
+	"\bprogress\x18\x01 \x01(\v2\x13.banger.v1.ProgressR\bprogress\x129\n" +
+	"\n" +
+	"started_at\x18\x02 \x01(\v2\x1a.google.protobuf.TimestampR\tstartedAt\"\x17\n" +
+	"\x15ListOperationsRequest\"N\n" +
+	"\x16ListOperationsResponse\x124\n" +
+	"\n" +
+	"operations\x18\x01 \x03(\v2\x14.banger.v1.OperationR\n" +
+	"operations\"'\n" +
+	"\x15WatchOperationRequest\x12\x0e\n" +
+	"\x02id\x18\x01 \x01(\tR\x02id\"(\n" +
+	"\x16CancelOperationRequest\x12\x0e\n" +
+	"\x02id\x18\x01 \x01(\tR\x02id\"\x19\n" +
+	"\x17CancelOperationResponse\"M\n" +
+	"\rEventsRequest\x12\x14\n" +
+	"\x05after\x18\x01 \x01(\x03R\x05after\x12\x16\n" +
+	"\x06follow\x18\x02 \x01(\bR\x06follow\x12\x0e\n" +
+	"\x02vm\x18\x03 \x01(\tR\x02vm\"\xd3\x01\n" +
+	"\fJournalEvent\x12\x1a\n" +
+	"\bsequence\x18\x01 \x01(\x03R\bsequence\x12*\n" +
+	"\x02at\x18\x02 \x01(\v2\x1a.google.protobuf.TimestampR\x02at\x12\x12\n" +
+	"\x04kind\x18\x03 \x01(\tR\x04kind\x12\x13\n" +
+	"\x05vm_id\x18\x04 \x01(\tR\x04vmId\x12\x17\n" +
+	"\avm_name\x18\x05 \x01(\tR\x06vmName\x12\x16\n" +
+	"\x06detail\x18\x06 \x01(\tR\x06detail\x12!\n" +
+	"\foperation_id\x18\a \x01(\tR\voperationId\"\r\n" +
 	"\vListRequest\"/\n" +
 	"\fListResponse\x12\x1f\n" +
 	"\x03vms\x18\x01 \x03(\v2\r.banger.v1.VMR\x03vms\"\x1c\n" +
@@ -2749,7 +4454,7 @@ const file_banger_v1_banger_proto_rawDesc = "" +
 	"\x06detail\x18\x03 \x01(\tR\x06detail\x12\x10\n" +
 	"\x03fix\x18\x04 \x01(\tR\x03fix\"\x11\n" +
 	"\x0fShutdownRequest\"\x12\n" +
-	"\x10ShutdownResponse2\xd6\x04\n" +
+	"\x10ShutdownResponse2\xda\b\n" +
 	"\tVMService\x12>\n" +
 	"\x03Run\x12\x18.banger.v1.AttachRequest\x1a\x19.banger.v1.AttachResponse(\x010\x01\x12?\n" +
 	"\x04Exec\x12\x18.banger.v1.AttachRequest\x1a\x19.banger.v1.AttachResponse(\x010\x01\x12D\n" +
@@ -2757,10 +4462,25 @@ const file_banger_v1_banger_proto_rawDesc = "" +
 	"\x06Create\x12\x18.banger.v1.CreateRequest\x1a\x10.banger.v1.Event0\x01\x124\n" +
 	"\x05Start\x12\x17.banger.v1.StartRequest\x1a\x10.banger.v1.Event0\x01\x122\n" +
 	"\x04Stop\x12\x16.banger.v1.StopRequest\x1a\x10.banger.v1.Event0\x01\x126\n" +
-	"\x06Delete\x12\x18.banger.v1.DeleteRequest\x1a\x10.banger.v1.Event0\x01\x127\n" +
+	"\x06Delete\x12\x18.banger.v1.DeleteRequest\x1a\x10.banger.v1.Event0\x01\x128\n" +
+	"\aRestart\x12\x19.banger.v1.RestartRequest\x1a\x10.banger.v1.Event0\x01\x122\n" +
+	"\x04Kill\x12\x16.banger.v1.KillRequest\x1a\x10.banger.v1.Event0\x01\x124\n" +
+	"\x05Pause\x12\x17.banger.v1.PauseRequest\x1a\x10.banger.v1.Event0\x01\x126\n" +
+	"\x06Resume\x12\x18.banger.v1.ResumeRequest\x1a\x10.banger.v1.Event0\x01\x124\n" +
+	"\x03Set\x12\x15.banger.v1.SetRequest\x1a\x16.banger.v1.SetResponse\x127\n" +
+	"\x04Wait\x12\x16.banger.v1.WaitRequest\x1a\x17.banger.v1.WaitResponse\x12=\n" +
+	"\x06Health\x12\x18.banger.v1.HealthRequest\x1a\x19.banger.v1.HealthResponse\x12<\n" +
+	"\x05Stats\x12\x17.banger.v1.StatsRequest\x1a\x18.banger.v1.StatsResponse0\x01\x12:\n" +
+	"\x05Ports\x12\x17.banger.v1.PortsRequest\x1a\x18.banger.v1.PortsResponse\x127\n" +
 	"\x04List\x12\x16.banger.v1.ListRequest\x1a\x17.banger.v1.ListResponse\x124\n" +
 	"\x03Get\x12\x15.banger.v1.GetRequest\x1a\x16.banger.v1.GetResponse\x129\n" +
-	"\x04Logs\x12\x16.banger.v1.LogsRequest\x1a\x17.banger.v1.LogsResponse0\x012\xe5\x01\n" +
+	"\x04Logs\x12\x16.banger.v1.LogsRequest\x1a\x17.banger.v1.LogsResponse0\x012\x8f\x02\n" +
+	"\x10OperationService\x12U\n" +
+	"\x0eListOperations\x12 .banger.v1.ListOperationsRequest\x1a!.banger.v1.ListOperationsResponse\x12J\n" +
+	"\x0eWatchOperation\x12 .banger.v1.WatchOperationRequest\x1a\x14.banger.v1.Operation0\x01\x12X\n" +
+	"\x0fCancelOperation\x12!.banger.v1.CancelOperationRequest\x1a\".banger.v1.CancelOperationResponse2M\n" +
+	"\fEventService\x12=\n" +
+	"\x06Events\x12\x18.banger.v1.EventsRequest\x1a\x17.banger.v1.JournalEvent0\x012\xe5\x01\n" +
 	"\fImageService\x12I\n" +
 	"\n" +
 	"ListImages\x12\x1c.banger.v1.ListImagesRequest\x1a\x1d.banger.v1.ListImagesResponse\x12<\n" +
@@ -2783,121 +4503,196 @@ func file_banger_v1_banger_proto_rawDescGZIP() []byte {
 	return file_banger_v1_banger_proto_rawDescData
 }
 
-var file_banger_v1_banger_proto_msgTypes = make([]protoimpl.MessageInfo, 41)
+var file_banger_v1_banger_proto_msgTypes = make([]protoimpl.MessageInfo, 68)
 var file_banger_v1_banger_proto_goTypes = []any{
-	(*ErrorDetail)(nil),           // 0: banger.v1.ErrorDetail
-	(*Progress)(nil),              // 1: banger.v1.Progress
-	(*Event)(nil),                 // 2: banger.v1.Event
-	(*VM)(nil),                    // 3: banger.v1.VM
-	(*Stage)(nil),                 // 4: banger.v1.Stage
-	(*Spec)(nil),                  // 5: banger.v1.Spec
-	(*CreateRequest)(nil),         // 6: banger.v1.CreateRequest
-	(*StartRequest)(nil),          // 7: banger.v1.StartRequest
-	(*StopRequest)(nil),           // 8: banger.v1.StopRequest
-	(*DeleteRequest)(nil),         // 9: banger.v1.DeleteRequest
-	(*ListRequest)(nil),           // 10: banger.v1.ListRequest
-	(*ListResponse)(nil),          // 11: banger.v1.ListResponse
-	(*GetRequest)(nil),            // 12: banger.v1.GetRequest
-	(*GetResponse)(nil),           // 13: banger.v1.GetResponse
-	(*LogsRequest)(nil),           // 14: banger.v1.LogsRequest
-	(*LogsResponse)(nil),          // 15: banger.v1.LogsResponse
-	(*ExecSpec)(nil),              // 16: banger.v1.ExecSpec
-	(*WindowSize)(nil),            // 17: banger.v1.WindowSize
-	(*AttachRequest)(nil),         // 18: banger.v1.AttachRequest
-	(*AttachStart)(nil),           // 19: banger.v1.AttachStart
-	(*AttachResponse)(nil),        // 20: banger.v1.AttachResponse
-	(*ExitStatus)(nil),            // 21: banger.v1.ExitStatus
-	(*ConsoleRequest)(nil),        // 22: banger.v1.ConsoleRequest
-	(*ConsoleResponse)(nil),       // 23: banger.v1.ConsoleResponse
-	(*Image)(nil),                 // 24: banger.v1.Image
-	(*ListImagesRequest)(nil),     // 25: banger.v1.ListImagesRequest
-	(*ListImagesResponse)(nil),    // 26: banger.v1.ListImagesResponse
-	(*PullImageRequest)(nil),      // 27: banger.v1.PullImageRequest
-	(*Kernel)(nil),                // 28: banger.v1.Kernel
-	(*ListKernelsRequest)(nil),    // 29: banger.v1.ListKernelsRequest
-	(*ListKernelsResponse)(nil),   // 30: banger.v1.ListKernelsResponse
-	(*StatusRequest)(nil),         // 31: banger.v1.StatusRequest
-	(*StatusResponse)(nil),        // 32: banger.v1.StatusResponse
-	(*DoctorRequest)(nil),         // 33: banger.v1.DoctorRequest
-	(*DoctorResponse)(nil),        // 34: banger.v1.DoctorResponse
-	(*Check)(nil),                 // 35: banger.v1.Check
-	(*ShutdownRequest)(nil),       // 36: banger.v1.ShutdownRequest
-	(*ShutdownResponse)(nil),      // 37: banger.v1.ShutdownResponse
-	nil,                           // 38: banger.v1.Spec.EnvEntry
-	nil,                           // 39: banger.v1.Spec.LabelsEntry
-	nil,                           // 40: banger.v1.DoctorResponse.DefaultSourcesEntry
-	(*durationpb.Duration)(nil),   // 41: google.protobuf.Duration
-	(*timestamppb.Timestamp)(nil), // 42: google.protobuf.Timestamp
+	(*ErrorDetail)(nil),             // 0: banger.v1.ErrorDetail
+	(*Progress)(nil),                // 1: banger.v1.Progress
+	(*Event)(nil),                   // 2: banger.v1.Event
+	(*VM)(nil),                      // 3: banger.v1.VM
+	(*Stage)(nil),                   // 4: banger.v1.Stage
+	(*Spec)(nil),                    // 5: banger.v1.Spec
+	(*CreateRequest)(nil),           // 6: banger.v1.CreateRequest
+	(*StartRequest)(nil),            // 7: banger.v1.StartRequest
+	(*StopRequest)(nil),             // 8: banger.v1.StopRequest
+	(*DeleteRequest)(nil),           // 9: banger.v1.DeleteRequest
+	(*RestartRequest)(nil),          // 10: banger.v1.RestartRequest
+	(*KillRequest)(nil),             // 11: banger.v1.KillRequest
+	(*PauseRequest)(nil),            // 12: banger.v1.PauseRequest
+	(*ResumeRequest)(nil),           // 13: banger.v1.ResumeRequest
+	(*SetRequest)(nil),              // 14: banger.v1.SetRequest
+	(*SetResponse)(nil),             // 15: banger.v1.SetResponse
+	(*SetResult)(nil),               // 16: banger.v1.SetResult
+	(*WaitRequest)(nil),             // 17: banger.v1.WaitRequest
+	(*WaitResponse)(nil),            // 18: banger.v1.WaitResponse
+	(*HealthRequest)(nil),           // 19: banger.v1.HealthRequest
+	(*HealthResponse)(nil),          // 20: banger.v1.HealthResponse
+	(*StatsRequest)(nil),            // 21: banger.v1.StatsRequest
+	(*StatsResponse)(nil),           // 22: banger.v1.StatsResponse
+	(*Sample)(nil),                  // 23: banger.v1.Sample
+	(*PortsRequest)(nil),            // 24: banger.v1.PortsRequest
+	(*PortsResponse)(nil),           // 25: banger.v1.PortsResponse
+	(*Port)(nil),                    // 26: banger.v1.Port
+	(*Operation)(nil),               // 27: banger.v1.Operation
+	(*OperationStage)(nil),          // 28: banger.v1.OperationStage
+	(*ListOperationsRequest)(nil),   // 29: banger.v1.ListOperationsRequest
+	(*ListOperationsResponse)(nil),  // 30: banger.v1.ListOperationsResponse
+	(*WatchOperationRequest)(nil),   // 31: banger.v1.WatchOperationRequest
+	(*CancelOperationRequest)(nil),  // 32: banger.v1.CancelOperationRequest
+	(*CancelOperationResponse)(nil), // 33: banger.v1.CancelOperationResponse
+	(*EventsRequest)(nil),           // 34: banger.v1.EventsRequest
+	(*JournalEvent)(nil),            // 35: banger.v1.JournalEvent
+	(*ListRequest)(nil),             // 36: banger.v1.ListRequest
+	(*ListResponse)(nil),            // 37: banger.v1.ListResponse
+	(*GetRequest)(nil),              // 38: banger.v1.GetRequest
+	(*GetResponse)(nil),             // 39: banger.v1.GetResponse
+	(*LogsRequest)(nil),             // 40: banger.v1.LogsRequest
+	(*LogsResponse)(nil),            // 41: banger.v1.LogsResponse
+	(*ExecSpec)(nil),                // 42: banger.v1.ExecSpec
+	(*WindowSize)(nil),              // 43: banger.v1.WindowSize
+	(*AttachRequest)(nil),           // 44: banger.v1.AttachRequest
+	(*AttachStart)(nil),             // 45: banger.v1.AttachStart
+	(*AttachResponse)(nil),          // 46: banger.v1.AttachResponse
+	(*ExitStatus)(nil),              // 47: banger.v1.ExitStatus
+	(*ConsoleRequest)(nil),          // 48: banger.v1.ConsoleRequest
+	(*ConsoleResponse)(nil),         // 49: banger.v1.ConsoleResponse
+	(*Image)(nil),                   // 50: banger.v1.Image
+	(*ListImagesRequest)(nil),       // 51: banger.v1.ListImagesRequest
+	(*ListImagesResponse)(nil),      // 52: banger.v1.ListImagesResponse
+	(*PullImageRequest)(nil),        // 53: banger.v1.PullImageRequest
+	(*Kernel)(nil),                  // 54: banger.v1.Kernel
+	(*ListKernelsRequest)(nil),      // 55: banger.v1.ListKernelsRequest
+	(*ListKernelsResponse)(nil),     // 56: banger.v1.ListKernelsResponse
+	(*StatusRequest)(nil),           // 57: banger.v1.StatusRequest
+	(*StatusResponse)(nil),          // 58: banger.v1.StatusResponse
+	(*DoctorRequest)(nil),           // 59: banger.v1.DoctorRequest
+	(*DoctorResponse)(nil),          // 60: banger.v1.DoctorResponse
+	(*Check)(nil),                   // 61: banger.v1.Check
+	(*ShutdownRequest)(nil),         // 62: banger.v1.ShutdownRequest
+	(*ShutdownResponse)(nil),        // 63: banger.v1.ShutdownResponse
+	nil,                             // 64: banger.v1.Spec.EnvEntry
+	nil,                             // 65: banger.v1.Spec.LabelsEntry
+	nil,                             // 66: banger.v1.SetRequest.LabelsEntry
+	nil,                             // 67: banger.v1.DoctorResponse.DefaultSourcesEntry
+	(*durationpb.Duration)(nil),     // 68: google.protobuf.Duration
+	(*timestamppb.Timestamp)(nil),   // 69: google.protobuf.Timestamp
 }
 var file_banger_v1_banger_proto_depIdxs = []int32{
-	41, // 0: banger.v1.Progress.elapsed:type_name -> google.protobuf.Duration
+	68, // 0: banger.v1.Progress.elapsed:type_name -> google.protobuf.Duration
 	1,  // 1: banger.v1.Event.progress:type_name -> banger.v1.Progress
 	3,  // 2: banger.v1.Event.vm:type_name -> banger.v1.VM
-	24, // 3: banger.v1.Event.image:type_name -> banger.v1.Image
+	50, // 3: banger.v1.Event.image:type_name -> banger.v1.Image
 	5,  // 4: banger.v1.VM.spec:type_name -> banger.v1.Spec
-	42, // 5: banger.v1.VM.created_at:type_name -> google.protobuf.Timestamp
-	42, // 6: banger.v1.VM.changed_at:type_name -> google.protobuf.Timestamp
+	69, // 5: banger.v1.VM.created_at:type_name -> google.protobuf.Timestamp
+	69, // 6: banger.v1.VM.changed_at:type_name -> google.protobuf.Timestamp
 	4,  // 7: banger.v1.VM.start_stages:type_name -> banger.v1.Stage
-	41, // 8: banger.v1.Stage.elapsed:type_name -> google.protobuf.Duration
-	38, // 9: banger.v1.Spec.env:type_name -> banger.v1.Spec.EnvEntry
-	39, // 10: banger.v1.Spec.labels:type_name -> banger.v1.Spec.LabelsEntry
-	5,  // 11: banger.v1.CreateRequest.spec:type_name -> banger.v1.Spec
-	41, // 12: banger.v1.StopRequest.timeout:type_name -> google.protobuf.Duration
-	3,  // 13: banger.v1.ListResponse.vms:type_name -> banger.v1.VM
-	3,  // 14: banger.v1.GetResponse.vm:type_name -> banger.v1.VM
-	17, // 15: banger.v1.ExecSpec.size:type_name -> banger.v1.WindowSize
-	19, // 16: banger.v1.AttachRequest.start:type_name -> banger.v1.AttachStart
-	17, // 17: banger.v1.AttachRequest.resize:type_name -> banger.v1.WindowSize
-	6,  // 18: banger.v1.AttachStart.create:type_name -> banger.v1.CreateRequest
-	16, // 19: banger.v1.AttachStart.exec:type_name -> banger.v1.ExecSpec
-	1,  // 20: banger.v1.AttachResponse.progress:type_name -> banger.v1.Progress
-	3,  // 21: banger.v1.AttachResponse.vm:type_name -> banger.v1.VM
-	21, // 22: banger.v1.AttachResponse.exit:type_name -> banger.v1.ExitStatus
-	42, // 23: banger.v1.Image.created_at:type_name -> google.protobuf.Timestamp
-	24, // 24: banger.v1.ListImagesResponse.images:type_name -> banger.v1.Image
-	42, // 25: banger.v1.Kernel.created_at:type_name -> google.protobuf.Timestamp
-	28, // 26: banger.v1.ListKernelsResponse.kernels:type_name -> banger.v1.Kernel
-	42, // 27: banger.v1.StatusResponse.started_at:type_name -> google.protobuf.Timestamp
-	35, // 28: banger.v1.DoctorResponse.checks:type_name -> banger.v1.Check
-	5,  // 29: banger.v1.DoctorResponse.defaults:type_name -> banger.v1.Spec
-	40, // 30: banger.v1.DoctorResponse.default_sources:type_name -> banger.v1.DoctorResponse.DefaultSourcesEntry
-	18, // 31: banger.v1.VMService.Run:input_type -> banger.v1.AttachRequest
-	18, // 32: banger.v1.VMService.Exec:input_type -> banger.v1.AttachRequest
-	22, // 33: banger.v1.VMService.Console:input_type -> banger.v1.ConsoleRequest
-	6,  // 34: banger.v1.VMService.Create:input_type -> banger.v1.CreateRequest
-	7,  // 35: banger.v1.VMService.Start:input_type -> banger.v1.StartRequest
-	8,  // 36: banger.v1.VMService.Stop:input_type -> banger.v1.StopRequest
-	9,  // 37: banger.v1.VMService.Delete:input_type -> banger.v1.DeleteRequest
-	10, // 38: banger.v1.VMService.List:input_type -> banger.v1.ListRequest
-	12, // 39: banger.v1.VMService.Get:input_type -> banger.v1.GetRequest
-	14, // 40: banger.v1.VMService.Logs:input_type -> banger.v1.LogsRequest
-	25, // 41: banger.v1.ImageService.ListImages:input_type -> banger.v1.ListImagesRequest
-	27, // 42: banger.v1.ImageService.PullImage:input_type -> banger.v1.PullImageRequest
-	29, // 43: banger.v1.ImageService.ListKernels:input_type -> banger.v1.ListKernelsRequest
-	31, // 44: banger.v1.SystemService.Status:input_type -> banger.v1.StatusRequest
-	33, // 45: banger.v1.SystemService.Doctor:input_type -> banger.v1.DoctorRequest
-	36, // 46: banger.v1.SystemService.Shutdown:input_type -> banger.v1.ShutdownRequest
-	20, // 47: banger.v1.VMService.Run:output_type -> banger.v1.AttachResponse
-	20, // 48: banger.v1.VMService.Exec:output_type -> banger.v1.AttachResponse
-	23, // 49: banger.v1.VMService.Console:output_type -> banger.v1.ConsoleResponse
-	2,  // 50: banger.v1.VMService.Create:output_type -> banger.v1.Event
-	2,  // 51: banger.v1.VMService.Start:output_type -> banger.v1.Event
-	2,  // 52: banger.v1.VMService.Stop:output_type -> banger.v1.Event
-	2,  // 53: banger.v1.VMService.Delete:output_type -> banger.v1.Event
-	11, // 54: banger.v1.VMService.List:output_type -> banger.v1.ListResponse
-	13, // 55: banger.v1.VMService.Get:output_type -> banger.v1.GetResponse
-	15, // 56: banger.v1.VMService.Logs:output_type -> banger.v1.LogsResponse
-	26, // 57: banger.v1.ImageService.ListImages:output_type -> banger.v1.ListImagesResponse
-	2,  // 58: banger.v1.ImageService.PullImage:output_type -> banger.v1.Event
-	30, // 59: banger.v1.ImageService.ListKernels:output_type -> banger.v1.ListKernelsResponse
-	32, // 60: banger.v1.SystemService.Status:output_type -> banger.v1.StatusResponse
-	34, // 61: banger.v1.SystemService.Doctor:output_type -> banger.v1.DoctorResponse
-	37, // 62: banger.v1.SystemService.Shutdown:output_type -> banger.v1.ShutdownResponse
-	47, // [47:63] is the sub-list for method output_type
-	31, // [31:47] is the sub-list for method input_type
-	31, // [31:31] is the sub-list for extension type_name
-	31, // [31:31] is the sub-list for extension extendee
-	0,  // [0:31] is the sub-list for field type_name
+	68, // 8: banger.v1.Stage.elapsed:type_name -> google.protobuf.Duration
+	64, // 9: banger.v1.Spec.env:type_name -> banger.v1.Spec.EnvEntry
+	65, // 10: banger.v1.Spec.labels:type_name -> banger.v1.Spec.LabelsEntry
+	68, // 11: banger.v1.Spec.ttl:type_name -> google.protobuf.Duration
+	68, // 12: banger.v1.Spec.idle_timeout:type_name -> google.protobuf.Duration
+	5,  // 13: banger.v1.CreateRequest.spec:type_name -> banger.v1.Spec
+	68, // 14: banger.v1.StopRequest.timeout:type_name -> google.protobuf.Duration
+	68, // 15: banger.v1.RestartRequest.timeout:type_name -> google.protobuf.Duration
+	66, // 16: banger.v1.SetRequest.labels:type_name -> banger.v1.SetRequest.LabelsEntry
+	68, // 17: banger.v1.SetRequest.ttl:type_name -> google.protobuf.Duration
+	68, // 18: banger.v1.SetRequest.idle_timeout:type_name -> google.protobuf.Duration
+	3,  // 19: banger.v1.SetResponse.vm:type_name -> banger.v1.VM
+	16, // 20: banger.v1.SetResponse.results:type_name -> banger.v1.SetResult
+	3,  // 21: banger.v1.WaitResponse.vm:type_name -> banger.v1.VM
+	61, // 22: banger.v1.HealthResponse.checks:type_name -> banger.v1.Check
+	23, // 23: banger.v1.StatsResponse.sample:type_name -> banger.v1.Sample
+	69, // 24: banger.v1.Sample.at:type_name -> google.protobuf.Timestamp
+	68, // 25: banger.v1.Sample.vmm_cpu:type_name -> google.protobuf.Duration
+	68, // 26: banger.v1.Sample.guest_cpu:type_name -> google.protobuf.Duration
+	26, // 27: banger.v1.PortsResponse.ports:type_name -> banger.v1.Port
+	69, // 28: banger.v1.Operation.started_at:type_name -> google.protobuf.Timestamp
+	69, // 29: banger.v1.Operation.ended_at:type_name -> google.protobuf.Timestamp
+	28, // 30: banger.v1.Operation.stages:type_name -> banger.v1.OperationStage
+	1,  // 31: banger.v1.OperationStage.progress:type_name -> banger.v1.Progress
+	69, // 32: banger.v1.OperationStage.started_at:type_name -> google.protobuf.Timestamp
+	27, // 33: banger.v1.ListOperationsResponse.operations:type_name -> banger.v1.Operation
+	69, // 34: banger.v1.JournalEvent.at:type_name -> google.protobuf.Timestamp
+	3,  // 35: banger.v1.ListResponse.vms:type_name -> banger.v1.VM
+	3,  // 36: banger.v1.GetResponse.vm:type_name -> banger.v1.VM
+	43, // 37: banger.v1.ExecSpec.size:type_name -> banger.v1.WindowSize
+	45, // 38: banger.v1.AttachRequest.start:type_name -> banger.v1.AttachStart
+	43, // 39: banger.v1.AttachRequest.resize:type_name -> banger.v1.WindowSize
+	6,  // 40: banger.v1.AttachStart.create:type_name -> banger.v1.CreateRequest
+	42, // 41: banger.v1.AttachStart.exec:type_name -> banger.v1.ExecSpec
+	1,  // 42: banger.v1.AttachResponse.progress:type_name -> banger.v1.Progress
+	3,  // 43: banger.v1.AttachResponse.vm:type_name -> banger.v1.VM
+	47, // 44: banger.v1.AttachResponse.exit:type_name -> banger.v1.ExitStatus
+	69, // 45: banger.v1.Image.created_at:type_name -> google.protobuf.Timestamp
+	50, // 46: banger.v1.ListImagesResponse.images:type_name -> banger.v1.Image
+	69, // 47: banger.v1.Kernel.created_at:type_name -> google.protobuf.Timestamp
+	54, // 48: banger.v1.ListKernelsResponse.kernels:type_name -> banger.v1.Kernel
+	69, // 49: banger.v1.StatusResponse.started_at:type_name -> google.protobuf.Timestamp
+	61, // 50: banger.v1.DoctorResponse.checks:type_name -> banger.v1.Check
+	5,  // 51: banger.v1.DoctorResponse.defaults:type_name -> banger.v1.Spec
+	67, // 52: banger.v1.DoctorResponse.default_sources:type_name -> banger.v1.DoctorResponse.DefaultSourcesEntry
+	44, // 53: banger.v1.VMService.Run:input_type -> banger.v1.AttachRequest
+	44, // 54: banger.v1.VMService.Exec:input_type -> banger.v1.AttachRequest
+	48, // 55: banger.v1.VMService.Console:input_type -> banger.v1.ConsoleRequest
+	6,  // 56: banger.v1.VMService.Create:input_type -> banger.v1.CreateRequest
+	7,  // 57: banger.v1.VMService.Start:input_type -> banger.v1.StartRequest
+	8,  // 58: banger.v1.VMService.Stop:input_type -> banger.v1.StopRequest
+	9,  // 59: banger.v1.VMService.Delete:input_type -> banger.v1.DeleteRequest
+	10, // 60: banger.v1.VMService.Restart:input_type -> banger.v1.RestartRequest
+	11, // 61: banger.v1.VMService.Kill:input_type -> banger.v1.KillRequest
+	12, // 62: banger.v1.VMService.Pause:input_type -> banger.v1.PauseRequest
+	13, // 63: banger.v1.VMService.Resume:input_type -> banger.v1.ResumeRequest
+	14, // 64: banger.v1.VMService.Set:input_type -> banger.v1.SetRequest
+	17, // 65: banger.v1.VMService.Wait:input_type -> banger.v1.WaitRequest
+	19, // 66: banger.v1.VMService.Health:input_type -> banger.v1.HealthRequest
+	21, // 67: banger.v1.VMService.Stats:input_type -> banger.v1.StatsRequest
+	24, // 68: banger.v1.VMService.Ports:input_type -> banger.v1.PortsRequest
+	36, // 69: banger.v1.VMService.List:input_type -> banger.v1.ListRequest
+	38, // 70: banger.v1.VMService.Get:input_type -> banger.v1.GetRequest
+	40, // 71: banger.v1.VMService.Logs:input_type -> banger.v1.LogsRequest
+	29, // 72: banger.v1.OperationService.ListOperations:input_type -> banger.v1.ListOperationsRequest
+	31, // 73: banger.v1.OperationService.WatchOperation:input_type -> banger.v1.WatchOperationRequest
+	32, // 74: banger.v1.OperationService.CancelOperation:input_type -> banger.v1.CancelOperationRequest
+	34, // 75: banger.v1.EventService.Events:input_type -> banger.v1.EventsRequest
+	51, // 76: banger.v1.ImageService.ListImages:input_type -> banger.v1.ListImagesRequest
+	53, // 77: banger.v1.ImageService.PullImage:input_type -> banger.v1.PullImageRequest
+	55, // 78: banger.v1.ImageService.ListKernels:input_type -> banger.v1.ListKernelsRequest
+	57, // 79: banger.v1.SystemService.Status:input_type -> banger.v1.StatusRequest
+	59, // 80: banger.v1.SystemService.Doctor:input_type -> banger.v1.DoctorRequest
+	62, // 81: banger.v1.SystemService.Shutdown:input_type -> banger.v1.ShutdownRequest
+	46, // 82: banger.v1.VMService.Run:output_type -> banger.v1.AttachResponse
+	46, // 83: banger.v1.VMService.Exec:output_type -> banger.v1.AttachResponse
+	49, // 84: banger.v1.VMService.Console:output_type -> banger.v1.ConsoleResponse
+	2,  // 85: banger.v1.VMService.Create:output_type -> banger.v1.Event
+	2,  // 86: banger.v1.VMService.Start:output_type -> banger.v1.Event
+	2,  // 87: banger.v1.VMService.Stop:output_type -> banger.v1.Event
+	2,  // 88: banger.v1.VMService.Delete:output_type -> banger.v1.Event
+	2,  // 89: banger.v1.VMService.Restart:output_type -> banger.v1.Event
+	2,  // 90: banger.v1.VMService.Kill:output_type -> banger.v1.Event
+	2,  // 91: banger.v1.VMService.Pause:output_type -> banger.v1.Event
+	2,  // 92: banger.v1.VMService.Resume:output_type -> banger.v1.Event
+	15, // 93: banger.v1.VMService.Set:output_type -> banger.v1.SetResponse
+	18, // 94: banger.v1.VMService.Wait:output_type -> banger.v1.WaitResponse
+	20, // 95: banger.v1.VMService.Health:output_type -> banger.v1.HealthResponse
+	22, // 96: banger.v1.VMService.Stats:output_type -> banger.v1.StatsResponse
+	25, // 97: banger.v1.VMService.Ports:output_type -> banger.v1.PortsResponse
+	37, // 98: banger.v1.VMService.List:output_type -> banger.v1.ListResponse
+	39, // 99: banger.v1.VMService.Get:output_type -> banger.v1.GetResponse
+	41, // 100: banger.v1.VMService.Logs:output_type -> banger.v1.LogsResponse
+	30, // 101: banger.v1.OperationService.ListOperations:output_type -> banger.v1.ListOperationsResponse
+	27, // 102: banger.v1.OperationService.WatchOperation:output_type -> banger.v1.Operation
+	33, // 103: banger.v1.OperationService.CancelOperation:output_type -> banger.v1.CancelOperationResponse
+	35, // 104: banger.v1.EventService.Events:output_type -> banger.v1.JournalEvent
+	52, // 105: banger.v1.ImageService.ListImages:output_type -> banger.v1.ListImagesResponse
+	2,  // 106: banger.v1.ImageService.PullImage:output_type -> banger.v1.Event
+	56, // 107: banger.v1.ImageService.ListKernels:output_type -> banger.v1.ListKernelsResponse
+	58, // 108: banger.v1.SystemService.Status:output_type -> banger.v1.StatusResponse
+	60, // 109: banger.v1.SystemService.Doctor:output_type -> banger.v1.DoctorResponse
+	63, // 110: banger.v1.SystemService.Shutdown:output_type -> banger.v1.ShutdownResponse
+	82, // [82:111] is the sub-list for method output_type
+	53, // [53:82] is the sub-list for method input_type
+	53, // [53:53] is the sub-list for extension type_name
+	53, // [53:53] is the sub-list for extension extendee
+	0,  // [0:53] is the sub-list for field type_name
 }
 
 func init() { file_banger_v1_banger_proto_init() }
@@ -2910,18 +4705,19 @@ func file_banger_v1_banger_proto_init() {
 		(*Event_Vm)(nil),
 		(*Event_Image)(nil),
 	}
-	file_banger_v1_banger_proto_msgTypes[18].OneofWrappers = []any{
+	file_banger_v1_banger_proto_msgTypes[14].OneofWrappers = []any{}
+	file_banger_v1_banger_proto_msgTypes[44].OneofWrappers = []any{
 		(*AttachRequest_Start)(nil),
 		(*AttachRequest_Stdin)(nil),
 		(*AttachRequest_CloseStdin)(nil),
 		(*AttachRequest_Resize)(nil),
 		(*AttachRequest_Signal)(nil),
 	}
-	file_banger_v1_banger_proto_msgTypes[19].OneofWrappers = []any{
+	file_banger_v1_banger_proto_msgTypes[45].OneofWrappers = []any{
 		(*AttachStart_Vm)(nil),
 		(*AttachStart_Create)(nil),
 	}
-	file_banger_v1_banger_proto_msgTypes[20].OneofWrappers = []any{
+	file_banger_v1_banger_proto_msgTypes[46].OneofWrappers = []any{
 		(*AttachResponse_Progress)(nil),
 		(*AttachResponse_Vm)(nil),
 		(*AttachResponse_Started)(nil),
@@ -2929,7 +4725,7 @@ func file_banger_v1_banger_proto_init() {
 		(*AttachResponse_Stderr)(nil),
 		(*AttachResponse_Exit)(nil),
 	}
-	file_banger_v1_banger_proto_msgTypes[22].OneofWrappers = []any{
+	file_banger_v1_banger_proto_msgTypes[48].OneofWrappers = []any{
 		(*ConsoleRequest_Vm)(nil),
 		(*ConsoleRequest_Input)(nil),
 	}
@@ -2939,9 +4735,9 @@ func file_banger_v1_banger_proto_init() {
 			GoPackagePath: reflect.TypeOf(x{}).PkgPath(),
 			RawDescriptor: unsafe.Slice(unsafe.StringData(file_banger_v1_banger_proto_rawDesc), len(file_banger_v1_banger_proto_rawDesc)),
 			NumEnums:      0,
-			NumMessages:   41,
+			NumMessages:   68,
 			NumExtensions: 0,
-			NumServices:   3,
+			NumServices:   5,
 		},
 		GoTypes:           file_banger_v1_banger_proto_goTypes,
 		DependencyIndexes: file_banger_v1_banger_proto_depIdxs,

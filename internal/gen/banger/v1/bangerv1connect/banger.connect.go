@@ -27,6 +27,10 @@ const _ = connect.IsAtLeastVersion1_13_0
 const (
 	// VMServiceName is the fully-qualified name of the VMService service.
 	VMServiceName = "banger.v1.VMService"
+	// OperationServiceName is the fully-qualified name of the OperationService service.
+	OperationServiceName = "banger.v1.OperationService"
+	// EventServiceName is the fully-qualified name of the EventService service.
+	EventServiceName = "banger.v1.EventService"
 	// ImageServiceName is the fully-qualified name of the ImageService service.
 	ImageServiceName = "banger.v1.ImageService"
 	// SystemServiceName is the fully-qualified name of the SystemService service.
@@ -55,12 +59,41 @@ const (
 	VMServiceStopProcedure = "/banger.v1.VMService/Stop"
 	// VMServiceDeleteProcedure is the fully-qualified name of the VMService's Delete RPC.
 	VMServiceDeleteProcedure = "/banger.v1.VMService/Delete"
+	// VMServiceRestartProcedure is the fully-qualified name of the VMService's Restart RPC.
+	VMServiceRestartProcedure = "/banger.v1.VMService/Restart"
+	// VMServiceKillProcedure is the fully-qualified name of the VMService's Kill RPC.
+	VMServiceKillProcedure = "/banger.v1.VMService/Kill"
+	// VMServicePauseProcedure is the fully-qualified name of the VMService's Pause RPC.
+	VMServicePauseProcedure = "/banger.v1.VMService/Pause"
+	// VMServiceResumeProcedure is the fully-qualified name of the VMService's Resume RPC.
+	VMServiceResumeProcedure = "/banger.v1.VMService/Resume"
+	// VMServiceSetProcedure is the fully-qualified name of the VMService's Set RPC.
+	VMServiceSetProcedure = "/banger.v1.VMService/Set"
+	// VMServiceWaitProcedure is the fully-qualified name of the VMService's Wait RPC.
+	VMServiceWaitProcedure = "/banger.v1.VMService/Wait"
+	// VMServiceHealthProcedure is the fully-qualified name of the VMService's Health RPC.
+	VMServiceHealthProcedure = "/banger.v1.VMService/Health"
+	// VMServiceStatsProcedure is the fully-qualified name of the VMService's Stats RPC.
+	VMServiceStatsProcedure = "/banger.v1.VMService/Stats"
+	// VMServicePortsProcedure is the fully-qualified name of the VMService's Ports RPC.
+	VMServicePortsProcedure = "/banger.v1.VMService/Ports"
 	// VMServiceListProcedure is the fully-qualified name of the VMService's List RPC.
 	VMServiceListProcedure = "/banger.v1.VMService/List"
 	// VMServiceGetProcedure is the fully-qualified name of the VMService's Get RPC.
 	VMServiceGetProcedure = "/banger.v1.VMService/Get"
 	// VMServiceLogsProcedure is the fully-qualified name of the VMService's Logs RPC.
 	VMServiceLogsProcedure = "/banger.v1.VMService/Logs"
+	// OperationServiceListOperationsProcedure is the fully-qualified name of the OperationService's
+	// ListOperations RPC.
+	OperationServiceListOperationsProcedure = "/banger.v1.OperationService/ListOperations"
+	// OperationServiceWatchOperationProcedure is the fully-qualified name of the OperationService's
+	// WatchOperation RPC.
+	OperationServiceWatchOperationProcedure = "/banger.v1.OperationService/WatchOperation"
+	// OperationServiceCancelOperationProcedure is the fully-qualified name of the OperationService's
+	// CancelOperation RPC.
+	OperationServiceCancelOperationProcedure = "/banger.v1.OperationService/CancelOperation"
+	// EventServiceEventsProcedure is the fully-qualified name of the EventService's Events RPC.
+	EventServiceEventsProcedure = "/banger.v1.EventService/Events"
 	// ImageServiceListImagesProcedure is the fully-qualified name of the ImageService's ListImages RPC.
 	ImageServiceListImagesProcedure = "/banger.v1.ImageService/ListImages"
 	// ImageServicePullImageProcedure is the fully-qualified name of the ImageService's PullImage RPC.
@@ -91,6 +124,23 @@ type VMServiceClient interface {
 	Start(context.Context, *connect.Request[v1.StartRequest]) (*connect.ServerStreamForClient[v1.Event], error)
 	Stop(context.Context, *connect.Request[v1.StopRequest]) (*connect.ServerStreamForClient[v1.Event], error)
 	Delete(context.Context, *connect.Request[v1.DeleteRequest]) (*connect.ServerStreamForClient[v1.Event], error)
+	// Restart stops a VM as Stop does and starts it again; it gets a new boot id.
+	Restart(context.Context, *connect.Request[v1.RestartRequest]) (*connect.ServerStreamForClient[v1.Event], error)
+	// Kill ends a VM at once, or sends a signal to its VMM.
+	Kill(context.Context, *connect.Request[v1.KillRequest]) (*connect.ServerStreamForClient[v1.Event], error)
+	// Pause freezes a VM with its memory; Resume lets it go on.
+	Pause(context.Context, *connect.Request[v1.PauseRequest]) (*connect.ServerStreamForClient[v1.Event], error)
+	Resume(context.Context, *connect.Request[v1.ResumeRequest]) (*connect.ServerStreamForClient[v1.Event], error)
+	// Set changes a VM. The response says for each value whether it took effect now or will at the next start.
+	Set(context.Context, *connect.Request[v1.SetRequest]) (*connect.Response[v1.SetResponse], error)
+	// Wait returns when the VM has come to a state, or the client's deadline passes.
+	Wait(context.Context, *connect.Request[v1.WaitRequest]) (*connect.Response[v1.WaitResponse], error)
+	// Health asks the VM's monitor and agent how they do.
+	Health(context.Context, *connect.Request[v1.HealthRequest]) (*connect.Response[v1.HealthResponse], error)
+	// Stats streams samples of use: those of the last hour if history is set, then the newest, then with follow each new one.
+	Stats(context.Context, *connect.Request[v1.StatsRequest]) (*connect.ServerStreamForClient[v1.StatsResponse], error)
+	// Ports lists what the guest listens on.
+	Ports(context.Context, *connect.Request[v1.PortsRequest]) (*connect.Response[v1.PortsResponse], error)
 	List(context.Context, *connect.Request[v1.ListRequest]) (*connect.Response[v1.ListResponse], error)
 	Get(context.Context, *connect.Request[v1.GetRequest]) (*connect.Response[v1.GetResponse], error)
 	// Logs streams the console log. With follow it goes on until the client goes away.
@@ -150,6 +200,60 @@ func NewVMServiceClient(httpClient connect.HTTPClient, baseURL string, opts ...c
 			connect.WithSchema(vMServiceMethods.ByName("Delete")),
 			connect.WithClientOptions(opts...),
 		),
+		restart: connect.NewClient[v1.RestartRequest, v1.Event](
+			httpClient,
+			baseURL+VMServiceRestartProcedure,
+			connect.WithSchema(vMServiceMethods.ByName("Restart")),
+			connect.WithClientOptions(opts...),
+		),
+		kill: connect.NewClient[v1.KillRequest, v1.Event](
+			httpClient,
+			baseURL+VMServiceKillProcedure,
+			connect.WithSchema(vMServiceMethods.ByName("Kill")),
+			connect.WithClientOptions(opts...),
+		),
+		pause: connect.NewClient[v1.PauseRequest, v1.Event](
+			httpClient,
+			baseURL+VMServicePauseProcedure,
+			connect.WithSchema(vMServiceMethods.ByName("Pause")),
+			connect.WithClientOptions(opts...),
+		),
+		resume: connect.NewClient[v1.ResumeRequest, v1.Event](
+			httpClient,
+			baseURL+VMServiceResumeProcedure,
+			connect.WithSchema(vMServiceMethods.ByName("Resume")),
+			connect.WithClientOptions(opts...),
+		),
+		set: connect.NewClient[v1.SetRequest, v1.SetResponse](
+			httpClient,
+			baseURL+VMServiceSetProcedure,
+			connect.WithSchema(vMServiceMethods.ByName("Set")),
+			connect.WithClientOptions(opts...),
+		),
+		wait: connect.NewClient[v1.WaitRequest, v1.WaitResponse](
+			httpClient,
+			baseURL+VMServiceWaitProcedure,
+			connect.WithSchema(vMServiceMethods.ByName("Wait")),
+			connect.WithClientOptions(opts...),
+		),
+		health: connect.NewClient[v1.HealthRequest, v1.HealthResponse](
+			httpClient,
+			baseURL+VMServiceHealthProcedure,
+			connect.WithSchema(vMServiceMethods.ByName("Health")),
+			connect.WithClientOptions(opts...),
+		),
+		stats: connect.NewClient[v1.StatsRequest, v1.StatsResponse](
+			httpClient,
+			baseURL+VMServiceStatsProcedure,
+			connect.WithSchema(vMServiceMethods.ByName("Stats")),
+			connect.WithClientOptions(opts...),
+		),
+		ports: connect.NewClient[v1.PortsRequest, v1.PortsResponse](
+			httpClient,
+			baseURL+VMServicePortsProcedure,
+			connect.WithSchema(vMServiceMethods.ByName("Ports")),
+			connect.WithClientOptions(opts...),
+		),
 		list: connect.NewClient[v1.ListRequest, v1.ListResponse](
 			httpClient,
 			baseURL+VMServiceListProcedure,
@@ -180,6 +284,15 @@ type vMServiceClient struct {
 	start   *connect.Client[v1.StartRequest, v1.Event]
 	stop    *connect.Client[v1.StopRequest, v1.Event]
 	delete  *connect.Client[v1.DeleteRequest, v1.Event]
+	restart *connect.Client[v1.RestartRequest, v1.Event]
+	kill    *connect.Client[v1.KillRequest, v1.Event]
+	pause   *connect.Client[v1.PauseRequest, v1.Event]
+	resume  *connect.Client[v1.ResumeRequest, v1.Event]
+	set     *connect.Client[v1.SetRequest, v1.SetResponse]
+	wait    *connect.Client[v1.WaitRequest, v1.WaitResponse]
+	health  *connect.Client[v1.HealthRequest, v1.HealthResponse]
+	stats   *connect.Client[v1.StatsRequest, v1.StatsResponse]
+	ports   *connect.Client[v1.PortsRequest, v1.PortsResponse]
 	list    *connect.Client[v1.ListRequest, v1.ListResponse]
 	get     *connect.Client[v1.GetRequest, v1.GetResponse]
 	logs    *connect.Client[v1.LogsRequest, v1.LogsResponse]
@@ -220,6 +333,51 @@ func (c *vMServiceClient) Delete(ctx context.Context, req *connect.Request[v1.De
 	return c.delete.CallServerStream(ctx, req)
 }
 
+// Restart calls banger.v1.VMService.Restart.
+func (c *vMServiceClient) Restart(ctx context.Context, req *connect.Request[v1.RestartRequest]) (*connect.ServerStreamForClient[v1.Event], error) {
+	return c.restart.CallServerStream(ctx, req)
+}
+
+// Kill calls banger.v1.VMService.Kill.
+func (c *vMServiceClient) Kill(ctx context.Context, req *connect.Request[v1.KillRequest]) (*connect.ServerStreamForClient[v1.Event], error) {
+	return c.kill.CallServerStream(ctx, req)
+}
+
+// Pause calls banger.v1.VMService.Pause.
+func (c *vMServiceClient) Pause(ctx context.Context, req *connect.Request[v1.PauseRequest]) (*connect.ServerStreamForClient[v1.Event], error) {
+	return c.pause.CallServerStream(ctx, req)
+}
+
+// Resume calls banger.v1.VMService.Resume.
+func (c *vMServiceClient) Resume(ctx context.Context, req *connect.Request[v1.ResumeRequest]) (*connect.ServerStreamForClient[v1.Event], error) {
+	return c.resume.CallServerStream(ctx, req)
+}
+
+// Set calls banger.v1.VMService.Set.
+func (c *vMServiceClient) Set(ctx context.Context, req *connect.Request[v1.SetRequest]) (*connect.Response[v1.SetResponse], error) {
+	return c.set.CallUnary(ctx, req)
+}
+
+// Wait calls banger.v1.VMService.Wait.
+func (c *vMServiceClient) Wait(ctx context.Context, req *connect.Request[v1.WaitRequest]) (*connect.Response[v1.WaitResponse], error) {
+	return c.wait.CallUnary(ctx, req)
+}
+
+// Health calls banger.v1.VMService.Health.
+func (c *vMServiceClient) Health(ctx context.Context, req *connect.Request[v1.HealthRequest]) (*connect.Response[v1.HealthResponse], error) {
+	return c.health.CallUnary(ctx, req)
+}
+
+// Stats calls banger.v1.VMService.Stats.
+func (c *vMServiceClient) Stats(ctx context.Context, req *connect.Request[v1.StatsRequest]) (*connect.ServerStreamForClient[v1.StatsResponse], error) {
+	return c.stats.CallServerStream(ctx, req)
+}
+
+// Ports calls banger.v1.VMService.Ports.
+func (c *vMServiceClient) Ports(ctx context.Context, req *connect.Request[v1.PortsRequest]) (*connect.Response[v1.PortsResponse], error) {
+	return c.ports.CallUnary(ctx, req)
+}
+
 // List calls banger.v1.VMService.List.
 func (c *vMServiceClient) List(ctx context.Context, req *connect.Request[v1.ListRequest]) (*connect.Response[v1.ListResponse], error) {
 	return c.list.CallUnary(ctx, req)
@@ -250,6 +408,23 @@ type VMServiceHandler interface {
 	Start(context.Context, *connect.Request[v1.StartRequest], *connect.ServerStream[v1.Event]) error
 	Stop(context.Context, *connect.Request[v1.StopRequest], *connect.ServerStream[v1.Event]) error
 	Delete(context.Context, *connect.Request[v1.DeleteRequest], *connect.ServerStream[v1.Event]) error
+	// Restart stops a VM as Stop does and starts it again; it gets a new boot id.
+	Restart(context.Context, *connect.Request[v1.RestartRequest], *connect.ServerStream[v1.Event]) error
+	// Kill ends a VM at once, or sends a signal to its VMM.
+	Kill(context.Context, *connect.Request[v1.KillRequest], *connect.ServerStream[v1.Event]) error
+	// Pause freezes a VM with its memory; Resume lets it go on.
+	Pause(context.Context, *connect.Request[v1.PauseRequest], *connect.ServerStream[v1.Event]) error
+	Resume(context.Context, *connect.Request[v1.ResumeRequest], *connect.ServerStream[v1.Event]) error
+	// Set changes a VM. The response says for each value whether it took effect now or will at the next start.
+	Set(context.Context, *connect.Request[v1.SetRequest]) (*connect.Response[v1.SetResponse], error)
+	// Wait returns when the VM has come to a state, or the client's deadline passes.
+	Wait(context.Context, *connect.Request[v1.WaitRequest]) (*connect.Response[v1.WaitResponse], error)
+	// Health asks the VM's monitor and agent how they do.
+	Health(context.Context, *connect.Request[v1.HealthRequest]) (*connect.Response[v1.HealthResponse], error)
+	// Stats streams samples of use: those of the last hour if history is set, then the newest, then with follow each new one.
+	Stats(context.Context, *connect.Request[v1.StatsRequest], *connect.ServerStream[v1.StatsResponse]) error
+	// Ports lists what the guest listens on.
+	Ports(context.Context, *connect.Request[v1.PortsRequest]) (*connect.Response[v1.PortsResponse], error)
 	List(context.Context, *connect.Request[v1.ListRequest]) (*connect.Response[v1.ListResponse], error)
 	Get(context.Context, *connect.Request[v1.GetRequest]) (*connect.Response[v1.GetResponse], error)
 	// Logs streams the console log. With follow it goes on until the client goes away.
@@ -305,6 +480,60 @@ func NewVMServiceHandler(svc VMServiceHandler, opts ...connect.HandlerOption) (s
 		connect.WithSchema(vMServiceMethods.ByName("Delete")),
 		connect.WithHandlerOptions(opts...),
 	)
+	vMServiceRestartHandler := connect.NewServerStreamHandler(
+		VMServiceRestartProcedure,
+		svc.Restart,
+		connect.WithSchema(vMServiceMethods.ByName("Restart")),
+		connect.WithHandlerOptions(opts...),
+	)
+	vMServiceKillHandler := connect.NewServerStreamHandler(
+		VMServiceKillProcedure,
+		svc.Kill,
+		connect.WithSchema(vMServiceMethods.ByName("Kill")),
+		connect.WithHandlerOptions(opts...),
+	)
+	vMServicePauseHandler := connect.NewServerStreamHandler(
+		VMServicePauseProcedure,
+		svc.Pause,
+		connect.WithSchema(vMServiceMethods.ByName("Pause")),
+		connect.WithHandlerOptions(opts...),
+	)
+	vMServiceResumeHandler := connect.NewServerStreamHandler(
+		VMServiceResumeProcedure,
+		svc.Resume,
+		connect.WithSchema(vMServiceMethods.ByName("Resume")),
+		connect.WithHandlerOptions(opts...),
+	)
+	vMServiceSetHandler := connect.NewUnaryHandler(
+		VMServiceSetProcedure,
+		svc.Set,
+		connect.WithSchema(vMServiceMethods.ByName("Set")),
+		connect.WithHandlerOptions(opts...),
+	)
+	vMServiceWaitHandler := connect.NewUnaryHandler(
+		VMServiceWaitProcedure,
+		svc.Wait,
+		connect.WithSchema(vMServiceMethods.ByName("Wait")),
+		connect.WithHandlerOptions(opts...),
+	)
+	vMServiceHealthHandler := connect.NewUnaryHandler(
+		VMServiceHealthProcedure,
+		svc.Health,
+		connect.WithSchema(vMServiceMethods.ByName("Health")),
+		connect.WithHandlerOptions(opts...),
+	)
+	vMServiceStatsHandler := connect.NewServerStreamHandler(
+		VMServiceStatsProcedure,
+		svc.Stats,
+		connect.WithSchema(vMServiceMethods.ByName("Stats")),
+		connect.WithHandlerOptions(opts...),
+	)
+	vMServicePortsHandler := connect.NewUnaryHandler(
+		VMServicePortsProcedure,
+		svc.Ports,
+		connect.WithSchema(vMServiceMethods.ByName("Ports")),
+		connect.WithHandlerOptions(opts...),
+	)
 	vMServiceListHandler := connect.NewUnaryHandler(
 		VMServiceListProcedure,
 		svc.List,
@@ -339,6 +568,24 @@ func NewVMServiceHandler(svc VMServiceHandler, opts ...connect.HandlerOption) (s
 			vMServiceStopHandler.ServeHTTP(w, r)
 		case VMServiceDeleteProcedure:
 			vMServiceDeleteHandler.ServeHTTP(w, r)
+		case VMServiceRestartProcedure:
+			vMServiceRestartHandler.ServeHTTP(w, r)
+		case VMServiceKillProcedure:
+			vMServiceKillHandler.ServeHTTP(w, r)
+		case VMServicePauseProcedure:
+			vMServicePauseHandler.ServeHTTP(w, r)
+		case VMServiceResumeProcedure:
+			vMServiceResumeHandler.ServeHTTP(w, r)
+		case VMServiceSetProcedure:
+			vMServiceSetHandler.ServeHTTP(w, r)
+		case VMServiceWaitProcedure:
+			vMServiceWaitHandler.ServeHTTP(w, r)
+		case VMServiceHealthProcedure:
+			vMServiceHealthHandler.ServeHTTP(w, r)
+		case VMServiceStatsProcedure:
+			vMServiceStatsHandler.ServeHTTP(w, r)
+		case VMServicePortsProcedure:
+			vMServicePortsHandler.ServeHTTP(w, r)
 		case VMServiceListProcedure:
 			vMServiceListHandler.ServeHTTP(w, r)
 		case VMServiceGetProcedure:
@@ -382,6 +629,42 @@ func (UnimplementedVMServiceHandler) Delete(context.Context, *connect.Request[v1
 	return connect.NewError(connect.CodeUnimplemented, errors.New("banger.v1.VMService.Delete is not implemented"))
 }
 
+func (UnimplementedVMServiceHandler) Restart(context.Context, *connect.Request[v1.RestartRequest], *connect.ServerStream[v1.Event]) error {
+	return connect.NewError(connect.CodeUnimplemented, errors.New("banger.v1.VMService.Restart is not implemented"))
+}
+
+func (UnimplementedVMServiceHandler) Kill(context.Context, *connect.Request[v1.KillRequest], *connect.ServerStream[v1.Event]) error {
+	return connect.NewError(connect.CodeUnimplemented, errors.New("banger.v1.VMService.Kill is not implemented"))
+}
+
+func (UnimplementedVMServiceHandler) Pause(context.Context, *connect.Request[v1.PauseRequest], *connect.ServerStream[v1.Event]) error {
+	return connect.NewError(connect.CodeUnimplemented, errors.New("banger.v1.VMService.Pause is not implemented"))
+}
+
+func (UnimplementedVMServiceHandler) Resume(context.Context, *connect.Request[v1.ResumeRequest], *connect.ServerStream[v1.Event]) error {
+	return connect.NewError(connect.CodeUnimplemented, errors.New("banger.v1.VMService.Resume is not implemented"))
+}
+
+func (UnimplementedVMServiceHandler) Set(context.Context, *connect.Request[v1.SetRequest]) (*connect.Response[v1.SetResponse], error) {
+	return nil, connect.NewError(connect.CodeUnimplemented, errors.New("banger.v1.VMService.Set is not implemented"))
+}
+
+func (UnimplementedVMServiceHandler) Wait(context.Context, *connect.Request[v1.WaitRequest]) (*connect.Response[v1.WaitResponse], error) {
+	return nil, connect.NewError(connect.CodeUnimplemented, errors.New("banger.v1.VMService.Wait is not implemented"))
+}
+
+func (UnimplementedVMServiceHandler) Health(context.Context, *connect.Request[v1.HealthRequest]) (*connect.Response[v1.HealthResponse], error) {
+	return nil, connect.NewError(connect.CodeUnimplemented, errors.New("banger.v1.VMService.Health is not implemented"))
+}
+
+func (UnimplementedVMServiceHandler) Stats(context.Context, *connect.Request[v1.StatsRequest], *connect.ServerStream[v1.StatsResponse]) error {
+	return connect.NewError(connect.CodeUnimplemented, errors.New("banger.v1.VMService.Stats is not implemented"))
+}
+
+func (UnimplementedVMServiceHandler) Ports(context.Context, *connect.Request[v1.PortsRequest]) (*connect.Response[v1.PortsResponse], error) {
+	return nil, connect.NewError(connect.CodeUnimplemented, errors.New("banger.v1.VMService.Ports is not implemented"))
+}
+
 func (UnimplementedVMServiceHandler) List(context.Context, *connect.Request[v1.ListRequest]) (*connect.Response[v1.ListResponse], error) {
 	return nil, connect.NewError(connect.CodeUnimplemented, errors.New("banger.v1.VMService.List is not implemented"))
 }
@@ -392,6 +675,206 @@ func (UnimplementedVMServiceHandler) Get(context.Context, *connect.Request[v1.Ge
 
 func (UnimplementedVMServiceHandler) Logs(context.Context, *connect.Request[v1.LogsRequest], *connect.ServerStream[v1.LogsResponse]) error {
 	return connect.NewError(connect.CodeUnimplemented, errors.New("banger.v1.VMService.Logs is not implemented"))
+}
+
+// OperationServiceClient is a client for the banger.v1.OperationService service.
+type OperationServiceClient interface {
+	// ListOperations returns the operations under way and those that ended a short while ago, oldest first.
+	ListOperations(context.Context, *connect.Request[v1.ListOperationsRequest]) (*connect.Response[v1.ListOperationsResponse], error)
+	// WatchOperation streams an operation's state at each change until it has ended.
+	WatchOperation(context.Context, *connect.Request[v1.WatchOperationRequest]) (*connect.ServerStreamForClient[v1.Operation], error)
+	// CancelOperation asks an operation to end. It returns at once; watch it to see the end.
+	CancelOperation(context.Context, *connect.Request[v1.CancelOperationRequest]) (*connect.Response[v1.CancelOperationResponse], error)
+}
+
+// NewOperationServiceClient constructs a client for the banger.v1.OperationService service. By
+// default, it uses the Connect protocol with the binary Protobuf Codec, asks for gzipped responses,
+// and sends uncompressed requests. To use the gRPC or gRPC-Web protocols, supply the
+// connect.WithGRPC() or connect.WithGRPCWeb() options.
+//
+// The URL supplied here should be the base URL for the Connect or gRPC server (for example,
+// http://api.acme.com or https://acme.com/grpc).
+func NewOperationServiceClient(httpClient connect.HTTPClient, baseURL string, opts ...connect.ClientOption) OperationServiceClient {
+	baseURL = strings.TrimRight(baseURL, "/")
+	operationServiceMethods := v1.File_banger_v1_banger_proto.Services().ByName("OperationService").Methods()
+	return &operationServiceClient{
+		listOperations: connect.NewClient[v1.ListOperationsRequest, v1.ListOperationsResponse](
+			httpClient,
+			baseURL+OperationServiceListOperationsProcedure,
+			connect.WithSchema(operationServiceMethods.ByName("ListOperations")),
+			connect.WithClientOptions(opts...),
+		),
+		watchOperation: connect.NewClient[v1.WatchOperationRequest, v1.Operation](
+			httpClient,
+			baseURL+OperationServiceWatchOperationProcedure,
+			connect.WithSchema(operationServiceMethods.ByName("WatchOperation")),
+			connect.WithClientOptions(opts...),
+		),
+		cancelOperation: connect.NewClient[v1.CancelOperationRequest, v1.CancelOperationResponse](
+			httpClient,
+			baseURL+OperationServiceCancelOperationProcedure,
+			connect.WithSchema(operationServiceMethods.ByName("CancelOperation")),
+			connect.WithClientOptions(opts...),
+		),
+	}
+}
+
+// operationServiceClient implements OperationServiceClient.
+type operationServiceClient struct {
+	listOperations  *connect.Client[v1.ListOperationsRequest, v1.ListOperationsResponse]
+	watchOperation  *connect.Client[v1.WatchOperationRequest, v1.Operation]
+	cancelOperation *connect.Client[v1.CancelOperationRequest, v1.CancelOperationResponse]
+}
+
+// ListOperations calls banger.v1.OperationService.ListOperations.
+func (c *operationServiceClient) ListOperations(ctx context.Context, req *connect.Request[v1.ListOperationsRequest]) (*connect.Response[v1.ListOperationsResponse], error) {
+	return c.listOperations.CallUnary(ctx, req)
+}
+
+// WatchOperation calls banger.v1.OperationService.WatchOperation.
+func (c *operationServiceClient) WatchOperation(ctx context.Context, req *connect.Request[v1.WatchOperationRequest]) (*connect.ServerStreamForClient[v1.Operation], error) {
+	return c.watchOperation.CallServerStream(ctx, req)
+}
+
+// CancelOperation calls banger.v1.OperationService.CancelOperation.
+func (c *operationServiceClient) CancelOperation(ctx context.Context, req *connect.Request[v1.CancelOperationRequest]) (*connect.Response[v1.CancelOperationResponse], error) {
+	return c.cancelOperation.CallUnary(ctx, req)
+}
+
+// OperationServiceHandler is an implementation of the banger.v1.OperationService service.
+type OperationServiceHandler interface {
+	// ListOperations returns the operations under way and those that ended a short while ago, oldest first.
+	ListOperations(context.Context, *connect.Request[v1.ListOperationsRequest]) (*connect.Response[v1.ListOperationsResponse], error)
+	// WatchOperation streams an operation's state at each change until it has ended.
+	WatchOperation(context.Context, *connect.Request[v1.WatchOperationRequest], *connect.ServerStream[v1.Operation]) error
+	// CancelOperation asks an operation to end. It returns at once; watch it to see the end.
+	CancelOperation(context.Context, *connect.Request[v1.CancelOperationRequest]) (*connect.Response[v1.CancelOperationResponse], error)
+}
+
+// NewOperationServiceHandler builds an HTTP handler from the service implementation. It returns the
+// path on which to mount the handler and the handler itself.
+//
+// By default, handlers support the Connect, gRPC, and gRPC-Web protocols with the binary Protobuf
+// and JSON codecs. They also support gzip compression.
+func NewOperationServiceHandler(svc OperationServiceHandler, opts ...connect.HandlerOption) (string, http.Handler) {
+	operationServiceMethods := v1.File_banger_v1_banger_proto.Services().ByName("OperationService").Methods()
+	operationServiceListOperationsHandler := connect.NewUnaryHandler(
+		OperationServiceListOperationsProcedure,
+		svc.ListOperations,
+		connect.WithSchema(operationServiceMethods.ByName("ListOperations")),
+		connect.WithHandlerOptions(opts...),
+	)
+	operationServiceWatchOperationHandler := connect.NewServerStreamHandler(
+		OperationServiceWatchOperationProcedure,
+		svc.WatchOperation,
+		connect.WithSchema(operationServiceMethods.ByName("WatchOperation")),
+		connect.WithHandlerOptions(opts...),
+	)
+	operationServiceCancelOperationHandler := connect.NewUnaryHandler(
+		OperationServiceCancelOperationProcedure,
+		svc.CancelOperation,
+		connect.WithSchema(operationServiceMethods.ByName("CancelOperation")),
+		connect.WithHandlerOptions(opts...),
+	)
+	return "/banger.v1.OperationService/", http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
+		switch r.URL.Path {
+		case OperationServiceListOperationsProcedure:
+			operationServiceListOperationsHandler.ServeHTTP(w, r)
+		case OperationServiceWatchOperationProcedure:
+			operationServiceWatchOperationHandler.ServeHTTP(w, r)
+		case OperationServiceCancelOperationProcedure:
+			operationServiceCancelOperationHandler.ServeHTTP(w, r)
+		default:
+			http.NotFound(w, r)
+		}
+	})
+}
+
+// UnimplementedOperationServiceHandler returns CodeUnimplemented from all methods.
+type UnimplementedOperationServiceHandler struct{}
+
+func (UnimplementedOperationServiceHandler) ListOperations(context.Context, *connect.Request[v1.ListOperationsRequest]) (*connect.Response[v1.ListOperationsResponse], error) {
+	return nil, connect.NewError(connect.CodeUnimplemented, errors.New("banger.v1.OperationService.ListOperations is not implemented"))
+}
+
+func (UnimplementedOperationServiceHandler) WatchOperation(context.Context, *connect.Request[v1.WatchOperationRequest], *connect.ServerStream[v1.Operation]) error {
+	return connect.NewError(connect.CodeUnimplemented, errors.New("banger.v1.OperationService.WatchOperation is not implemented"))
+}
+
+func (UnimplementedOperationServiceHandler) CancelOperation(context.Context, *connect.Request[v1.CancelOperationRequest]) (*connect.Response[v1.CancelOperationResponse], error) {
+	return nil, connect.NewError(connect.CodeUnimplemented, errors.New("banger.v1.OperationService.CancelOperation is not implemented"))
+}
+
+// EventServiceClient is a client for the banger.v1.EventService service.
+type EventServiceClient interface {
+	// Events streams the journal from a point on; with follow it goes on with what comes.
+	Events(context.Context, *connect.Request[v1.EventsRequest]) (*connect.ServerStreamForClient[v1.JournalEvent], error)
+}
+
+// NewEventServiceClient constructs a client for the banger.v1.EventService service. By default, it
+// uses the Connect protocol with the binary Protobuf Codec, asks for gzipped responses, and sends
+// uncompressed requests. To use the gRPC or gRPC-Web protocols, supply the connect.WithGRPC() or
+// connect.WithGRPCWeb() options.
+//
+// The URL supplied here should be the base URL for the Connect or gRPC server (for example,
+// http://api.acme.com or https://acme.com/grpc).
+func NewEventServiceClient(httpClient connect.HTTPClient, baseURL string, opts ...connect.ClientOption) EventServiceClient {
+	baseURL = strings.TrimRight(baseURL, "/")
+	eventServiceMethods := v1.File_banger_v1_banger_proto.Services().ByName("EventService").Methods()
+	return &eventServiceClient{
+		events: connect.NewClient[v1.EventsRequest, v1.JournalEvent](
+			httpClient,
+			baseURL+EventServiceEventsProcedure,
+			connect.WithSchema(eventServiceMethods.ByName("Events")),
+			connect.WithClientOptions(opts...),
+		),
+	}
+}
+
+// eventServiceClient implements EventServiceClient.
+type eventServiceClient struct {
+	events *connect.Client[v1.EventsRequest, v1.JournalEvent]
+}
+
+// Events calls banger.v1.EventService.Events.
+func (c *eventServiceClient) Events(ctx context.Context, req *connect.Request[v1.EventsRequest]) (*connect.ServerStreamForClient[v1.JournalEvent], error) {
+	return c.events.CallServerStream(ctx, req)
+}
+
+// EventServiceHandler is an implementation of the banger.v1.EventService service.
+type EventServiceHandler interface {
+	// Events streams the journal from a point on; with follow it goes on with what comes.
+	Events(context.Context, *connect.Request[v1.EventsRequest], *connect.ServerStream[v1.JournalEvent]) error
+}
+
+// NewEventServiceHandler builds an HTTP handler from the service implementation. It returns the
+// path on which to mount the handler and the handler itself.
+//
+// By default, handlers support the Connect, gRPC, and gRPC-Web protocols with the binary Protobuf
+// and JSON codecs. They also support gzip compression.
+func NewEventServiceHandler(svc EventServiceHandler, opts ...connect.HandlerOption) (string, http.Handler) {
+	eventServiceMethods := v1.File_banger_v1_banger_proto.Services().ByName("EventService").Methods()
+	eventServiceEventsHandler := connect.NewServerStreamHandler(
+		EventServiceEventsProcedure,
+		svc.Events,
+		connect.WithSchema(eventServiceMethods.ByName("Events")),
+		connect.WithHandlerOptions(opts...),
+	)
+	return "/banger.v1.EventService/", http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
+		switch r.URL.Path {
+		case EventServiceEventsProcedure:
+			eventServiceEventsHandler.ServeHTTP(w, r)
+		default:
+			http.NotFound(w, r)
+		}
+	})
+}
+
+// UnimplementedEventServiceHandler returns CodeUnimplemented from all methods.
+type UnimplementedEventServiceHandler struct{}
+
+func (UnimplementedEventServiceHandler) Events(context.Context, *connect.Request[v1.EventsRequest], *connect.ServerStream[v1.JournalEvent]) error {
+	return connect.NewError(connect.CodeUnimplemented, errors.New("banger.v1.EventService.Events is not implemented"))
 }
 
 // ImageServiceClient is a client for the banger.v1.ImageService service.
