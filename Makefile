@@ -26,7 +26,7 @@ build: ## build bin/banger and bin/banger-guest
 	@CGO_ENABLED=0 go build -trimpath -ldflags '-s -w $(STAMP)' -o bin/banger ./cmd/banger
 
 test: deps-test gen-check build ## run all tests: unit, host and vm
-	@go -C tools run ./tiers tools unit host vm
+	@seed=$$(scripts/seed.sh) && eval "$$seed" && go -C tools run ./tiers tools unit host vm
 
 unit: ## run the tests that need nothing: no root, no VM
 	@go -C tools run ./tiers tools unit
@@ -35,7 +35,7 @@ host: deps-test build ## run the tests that need namespaces of their own
 	@go -C tools run ./tiers host
 
 vm: deps-test build ## run the tests that boot VMs (QEMU; no KVM needed)
-	@go -C tools run ./tiers vm
+	@seed=$$(scripts/seed.sh) && eval "$$seed" && go -C tools run ./tiers vm
 
 bench: deps build ## measure banger on this machine, and fail if a budget is exceeded
 	@go run ./e2e/bench -bin bin

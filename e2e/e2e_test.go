@@ -26,7 +26,7 @@ type bench struct {
 	seed string // state and cache with images and kernels in them
 }
 
-var shared bench //nolint:gochecknoglobals // made once by TestMain
+var shared bench // made once by TestMain
 
 func TestMain(m *testing.M) {
 	code, err := testMain(m)
@@ -42,7 +42,7 @@ func testMain(m *testing.M) (int, error) {
 	if err != nil {
 		return 1, err
 	}
-	defer os.RemoveAll(dir)
+	defer os.RemoveAll(dir) //nolint:errcheck // temporary
 	shared = bench{bin: filepath.Join(dir, "bin"), seed: filepath.Join(dir, "seed")}
 	if err := build(shared.bin); err != nil {
 		return 1, err
@@ -82,7 +82,7 @@ func (b *bench) sow() error {
 	if err != nil {
 		return err
 	}
-	defer os.RemoveAll(run)
+	defer os.RemoveAll(run) //nolint:errcheck // temporary
 	env := append(os.Environ(), homeEnv(b.seed, run)...)
 	for _, args := range [][]string{
 		{"vm", "create", "--no-start", "--name", "seed"}, {"vm", "delete", "seed"}, {"daemon", "stop"},
@@ -123,13 +123,22 @@ func (b *bench) plant(dir string) error {
 			if d.IsDir() {
 				return os.MkdirAll(filepath.Join(to, rel), 0o700)
 			}
-			return os.Link(path, filepath.Join(to, rel))
+			return link(path, filepath.Join(to, rel))
 		})
 		if err != nil && !errors.Is(err, fs.ErrNotExist) {
 			return err
 		}
 	}
 	return os.Chmod(filepath.Join(dir, "state/banger"), 0o700)
+}
+
+// link makes a hard link, or a copy where the two are on different file systems.
+func link(from, to string) error {
+	err := os.Link(from, to)
+	if !errors.Is(err, syscall.EXDEV) {
+		return err
+	}
+	return exec.Command("cp", "--sparse=always", "--", from, to).Run()
 }
 
 func TestScenarios(t *testing.T) {

@@ -33,12 +33,12 @@ func newTerminal(t *testing.T, command string) *terminal {
 	env = append(env, "PATH="+shared.bin+":"+os.Getenv("PATH"), "TMUX=", "BANGER_GUEST="+filepath.Join(shared.bin, "banger-guest"))
 	term := &terminal{t: t, socket: filepath.Join(run, "tmux"), env: env}
 	t.Cleanup(func() {
-		term.tmux("kill-server")
+		_, _ = term.tmux("kill-server")
 		takeDown(env, dir)
 	})
 	// The outer shell shows what is left of the terminal when banger has ended.
 	term.must("-f", "/dev/null", "new-session", "-d", "-x", "100", "-y", "30",
-		fmt.Sprintf("stty -a >%s/before; %s; echo status=$?; stty -a >%s/after; cmp %s/before %s/after && echo restored; sleep 600",
+		fmt.Sprintf("stty -a | sed 1d >%s/before; %s; echo status=$?; stty -a | sed 1d >%s/after; cmp %s/before %s/after && echo restored; sleep 600",
 			dir, command, dir, dir, dir))
 	term.must("set-option", "-g", "status", "off")
 	term.must("resize-window", "-x", "100", "-y", "30")
@@ -48,7 +48,7 @@ func newTerminal(t *testing.T, command string) *terminal {
 // shortDir makes a directory whose path leaves room for socket names.
 func shortDir(t *testing.T) string {
 	t.Helper()
-	dir, err := os.MkdirTemp("", "be2e")
+	dir, err := os.MkdirTemp("", "be2e") //nolint:usetesting // the test's name would make the path of a socket too long
 	if err != nil {
 		t.Fatal(err)
 	}

@@ -76,7 +76,7 @@ func newBed(ctx context.Context, bin string) (_ *bed, err error) {
 		}
 	}
 	if err := b.learn(ctx); err != nil {
-		b.close()
+		b.close(ctx)
 		return nil, err
 	}
 	return b, nil
@@ -103,8 +103,9 @@ func (b *bed) learn(ctx context.Context) error {
 	return err
 }
 
-func (b *bed) close() {
-	ctx, cancel := context.WithTimeout(context.Background(), time.Minute)
+// close deletes what the bench made, also when ctx has ended.
+func (b *bed) close(ctx context.Context) {
+	ctx, cancel := context.WithTimeout(context.WithoutCancel(ctx), time.Minute)
 	defer cancel()
 	if out, err := b.output(ctx, "vm", "list", "-q"); err == nil {
 		if ids := strings.Fields(string(out)); len(ids) > 0 {

@@ -45,7 +45,7 @@ func run(ctx context.Context, bin string, rounds int) (bool, error) {
 	if err != nil {
 		return false, err
 	}
-	defer b.close()
+	defer b.close(ctx)
 	var figures []figure
 	for _, m := range []func(context.Context, *bed, int) ([]figure, error){coldRun, execTrue, psFifty, sizes} {
 		f, err := m(ctx, b, rounds)

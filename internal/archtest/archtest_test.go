@@ -264,10 +264,13 @@ func TestGlobalRules(t *testing.T) {
 		{"unexported error", "var errX = fault.New(1, \"x\").WithHint(\"y\")", ""},
 		{"not an error", "var errors = []int{}", "var errors"},
 		{"not called an error", "var cache = lru.New()", "var cache"},
+		{"regular expression", "var word = regexp.MustCompile(`a`)", ""},
+		{"made like one", "var word = lru.MustCompile(`a`)", "var word"},
 		{"embedded", "//go:embed x\nvar fs embed.FS", ""},
 		{"embedded in a group", "var (\n//go:embed x\nfs embed.FS\n)", ""},
 		{"marked", "var x = 1 //nolint:gochecknoglobals // a constant table", ""},
 		{"marked for more", "var x = 1 //nolint:lll,gochecknoglobals // a constant table", ""},
+		{"marked as a group", "var ( //nolint:gochecknoglobals // not what the linter reads\nx = 1\n)", "a.go:3: var x"},
 		{"marked for another linter", "var x = 1 //nolint:lll // not gochecknoglobals", "var x"},
 		{"local", "func f() { var x = 1; _ = x }", ""},
 	} {

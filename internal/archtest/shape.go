@@ -126,8 +126,9 @@ func checkNames(t tree) []string {
 	return sorted(problems)
 }
 
-// checkGlobals returns init functions and variables of packages. Allowed are errors, embedded files, checks that a type has
-// an interface (var _ I = T{}), and what a comment marks as constant for the linter: //nolint:gochecknoglobals.
+// checkGlobals returns init functions and variables of packages. Allowed are errors, regular expressions, embedded files,
+// checks that a type has an interface (var _ I = T{}), and what a comment marks as constant for the linter:
+// //nolint:gochecknoglobals.
 func checkGlobals(t tree) []string {
 	problems := map[string]bool{}
 	for _, f := range t.code() {
@@ -152,11 +153,11 @@ func addGlobals(problems map[string]bool, t tree, d *ast.GenDecl, marked map[int
 	line := func(n ast.Node) int { return t.fset.Position(n.Pos()).Line }
 	for _, spec := range d.Specs {
 		v, ok := spec.(*ast.ValueSpec)
-		if !ok || isEmbed(d.Doc) || isEmbed(v.Doc) || marked[line(v)] || marked[line(d)] {
+		if !ok || isEmbed(d.Doc) || isEmbed(v.Doc) || marked[line(v)] {
 			continue
 		}
 		for i, name := range v.Names {
-			if name.Name != "_" && !(i < len(v.Values) && isError(name.Name, v.Values[i])) {
+			if name.Name != "_" && !(i < len(v.Values) && (isError(name.Name, v.Values[i]) || isRegexp(v.Values[i]))) {
 				problems[fmt.Sprintf("%s: var %s: packages have no state; a constant table is marked //nolint:gochecknoglobals", t.at(name), name.Name)] = true
 			}
 		}
@@ -178,6 +179,20 @@ func markedLines(t tree, f file) map[int]bool {
 
 func isEmbed(doc *ast.CommentGroup) bool {
 	return doc != nil && slices.ContainsFunc(doc.List, func(c *ast.Comment) bool { return strings.HasPrefix(c.Text, "//go:embed ") })
+}
+
+// isRegexp reports whether a value is a regular expression compiled once.
+func isRegexp(value ast.Expr) bool {
+	call, ok := value.(*ast.CallExpr)
+	if !ok {
+		return false
+	}
+	sel, ok := call.Fun.(*ast.SelectorExpr)
+	if !ok {
+		return false
+	}
+	pkg, ok := sel.X.(*ast.Ident)
+	return ok && pkg.Name == "regexp" && sel.Sel.Name == "MustCompile"
 }
 
 // isError reports whether a variable is an error made once: it is called err... and comes from a constructor of errors.

@@ -37,7 +37,6 @@ func table() map[string]entry {
 		"config":                          {layer: mechanism},
 		"debian":                          {layer: mechanism, may: []string{"hostexec"}},
 		"depot":                           {layer: mechanism},
-		"deps":                            {layer: mechanism},
 		generated:                         {layer: mechanism},
 		"gitsync":                         {layer: mechanism, may: []string{"hostexec"}},
 		"guestlink":                       {layer: mechanism, may: []string{"guestproto"}},
@@ -54,8 +53,9 @@ func table() map[string]entry {
 		"journal":                         {layer: mechanism},
 		"monitorlink":                     {layer: mechanism, may: []string{"hostexec", "hypervisor"}},
 		"ocipull":                         {layer: mechanism},
+		"operations":                      {layer: mechanism},
 		"rootfs":                          {layer: mechanism, may: []string{"hostexec"}},
-		"store":                           {layer: mechanism},
+		"store":                           {layer: mechanism, may: []string{"journal"}},
 		"usernet":                         {layer: mechanism},
 
 		"images":  {layer: service, may: []string{"config", "debian", "depot", "hostexec", "rootfs", "ocipull", "store"}},
@@ -66,15 +66,15 @@ func table() map[string]entry {
 		"workspaces": {layer: service, may: []string{"config", "gitsync", "guestlink", "guestproto", "store"}},
 
 		"rpcapi": {layer: translator, may: []string{
-			generated, "config", "guestlink", "guestproto", "hypervisor", "images", "journal", "kernels", "machines", "monitorlink", "store",
-			"workspaces",
+			generated, "config", "guestlink", "guestproto", "hypervisor", "images", "journal", "kernels", "machines", "monitorlink",
+			"operations", "store", "workspaces",
 		}},
 		"rpcclient": {layer: translator, may: []string{generated, "config", "hostexec"}},
 
 		"cli": {layer: root, may: []string{generated, "config", "gitsync", "hostexec", "rpcclient"}},
 		"daemon": {layer: root, may: []string{
 			generated, "backends", "config", "debian", "depot", "gitsync", "guestlink", "hostexec", "hypervisor", "images", "initramfs",
-			"journal", "kernels", "machines", "monitorlink", "ocipull", "rootfs", "rpcapi", "store", "usernet", "workspaces",
+			"journal", "kernels", "machines", "monitorlink", "ocipull", "operations", "rootfs", "rpcapi", "store", "usernet", "workspaces",
 		}},
 		"guestagent": {layer: root, may: []string{"guestproto"}},
 		"helper":     {layer: root, may: []string{"config", "hostexec", "hostnet"}},

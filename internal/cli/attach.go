@@ -161,6 +161,7 @@ func (s *session) signal(sig syscall.Signal) bool {
 		return true
 	case syscall.SIGPIPE:
 		return true
+	default: // for the command
 	}
 	now := time.Now()
 	if sig == s.lastSig && now.Sub(s.lastTime) < patience && !s.reacted.Load() {

@@ -282,7 +282,7 @@ func TestBrokenPipe(t *testing.T) {
 	b := newBench(t, &fakeDaemon{attach: func(ctx context.Context, s *attached) error {
 		defer close(gone)
 		_ = s.started()
-		for s.stdout("y\n") == nil && ctx.Err() == nil { //nolint:revive // until the client has gone
+		for s.stdout("y\n") == nil && ctx.Err() == nil { // until the client has gone
 		}
 		return io.ErrClosedPipe
 	}})

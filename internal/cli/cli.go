@@ -79,7 +79,7 @@ func Main(ctx context.Context, args []string, roots Roots, sys System) int {
 	ctx, ints := takeSignals(ctx, sys.Signals)
 	defer ints.stop()
 	a := &app{sys: sys, roots: roots, signals: ints}
-	root := newRoot(a)
+	root := newRoot(a)                        //nolint:contextcheck // commands get theirs from ExecuteContext
 	root.SetArgs(append([]string{}, args...)) // nil would mean those of the process
 	root.SetIn(sys.Stdin)
 	root.SetOut(sys.Stdout)
@@ -143,8 +143,7 @@ func (a *app) finish(ctx context.Context, err error) int {
 
 // statusOf is the table of exit statuses of errors.
 func statusOf(err error) int {
-	var usage *usageError
-	if errors.As(err, &usage) {
+	if _, ok := errors.AsType[*usageError](err); ok {
 		return exitUsage
 	}
 	if r, ok := errors.AsType[*rpcclient.Remote](err); ok {
@@ -160,21 +159,20 @@ func statusOf(err error) int {
 
 // say writes one line to standard error.
 func (a *app) say(format string, args ...any) {
-	fmt.Fprintf(a.sys.Stderr, "banger: %s\n", printable(fmt.Sprintf(format, args...)))
+	_, _ = fmt.Fprintf(a.sys.Stderr, "banger: %s\n", printable(fmt.Sprintf(format, args...)))
 }
 
 // sayError writes what failed and why, and on a second line what to do next.
 func (a *app) sayError(err error) {
 	a.say("%s", strings.TrimSpace(err.Error()))
 	if hint := hintOf(err); hint != "" {
-		fmt.Fprintf(a.sys.Stderr, "  try: %s\n", printable(hint))
+		_, _ = fmt.Fprintf(a.sys.Stderr, "  try: %s\n", printable(hint))
 	}
 }
 
 // hintOf returns what to do next: the outermost hint, which may be behind plain wrappers.
 func hintOf(err error) string {
-	var usage *usageError
-	if errors.As(err, &usage) && usage.hint != "" {
+	if usage, ok := errors.AsType[*usageError](err); ok && usage.hint != "" {
 		return usage.hint
 	}
 	if e, ok := errors.AsType[*fault.Error](err); ok {

@@ -22,7 +22,7 @@ import (
 	bangerv1 "banger/internal/gen/banger/v1"
 )
 
-var update = flag.Bool("update", false, "write the golden files anew") //nolint:gochecknoglobals // a flag
+var update = flag.Bool("update", false, "write the golden files anew")
 
 // golden compares with a file of testdata.
 func golden(t *testing.T, name, got string) {

@@ -30,7 +30,7 @@ For the running shell:
 For all later ones, put that line into ~/.bashrc, ~/.zshrc or ~/.config/fish/config.fish.`,
 		Example:           "  banger completion bash",
 		ValidArgsFunction: fixed(shells...),
-		Args: func(cmd *cobra.Command, args []string) error {
+		Args: func(_ *cobra.Command, args []string) error {
 			if len(args) != 1 || !slices.Contains(shells, args[0]) {
 				return usagef("completion takes the name of one shell").withHint("use bash, zsh or fish")
 			}

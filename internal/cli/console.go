@@ -32,7 +32,7 @@ Without a terminal, input is passed on until its end, and output until the VM's 
 }
 
 // errLeave is the cause of a console's end by Ctrl-].
-var errLeave = errors.New("left the console") //nolint:gochecknoglobals // a constant
+var errLeave = errors.New("left the console")
 
 func runConsole(ctx context.Context, a *app, vm string) error {
 	client, err := a.connect(ctx)

@@ -7,6 +7,7 @@ import (
 	"github.com/spf13/cobra"
 
 	bangerv1 "banger/internal/gen/banger/v1"
+	"banger/internal/rpcclient"
 )
 
 func newDelete(a *app, name string) *cobra.Command {
@@ -28,19 +29,8 @@ func newDelete(a *app, name string) *cobra.Command {
 }
 
 func runDelete(ctx context.Context, a *app, refs []string, force bool) error {
-	client, err := a.connect(ctx)
-	if err != nil {
-		return err
-	}
-	all, err := targets(ctx, client, refs)
-	if err != nil {
-		return err
-	}
-	d := a.newDisplay()
-	defer d.keep()
-	return forEach(ctx, a, d, "delete", all, func(vm *bangerv1.VM) (string, error) {
-		stream, err := client.VMs.Delete(ctx, connect.NewRequest(&bangerv1.DeleteRequest{Vm: vm.GetId(), Force: force}))
-		_, err = follow(stream, err, d, owner(all, vm))
-		return vm.GetName(), err
-	}, a.printLine)
+	return a.onEach(ctx, "delete", refs,
+		func(ctx context.Context, c *rpcclient.Client, vm string) (*connect.ServerStreamForClient[bangerv1.Event], error) {
+			return c.VMs.Delete(ctx, connect.NewRequest(&bangerv1.DeleteRequest{Vm: vm, Force: force}))
+		})
 }

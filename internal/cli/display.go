@@ -3,6 +3,7 @@ package cli
 import (
 	"fmt"
 	"io"
+	"slices"
 	"strings"
 	"sync"
 	"time"
@@ -100,8 +101,8 @@ func (d *display) record(name string, elapsed time.Duration) {
 
 // find returns the running stage of this name.
 func (d *display) find(owner, name string) *stage {
-	for i := len(d.stages) - 1; i >= 0; i-- {
-		if s := d.stages[i]; s.owner == owner && s.name == name && !s.ended {
+	for _, s := range slices.Backward(d.stages) {
+		if s.owner == owner && s.name == name && !s.ended {
 			return s
 		}
 	}
@@ -117,7 +118,7 @@ func (d *display) begin(owner, name string) *stage {
 			d.mu.Lock()
 			defer d.mu.Unlock()
 			if !s.ended && !d.closed {
-				fmt.Fprintf(d.w, "banger: %s ...\n", s.title())
+				_, _ = fmt.Fprintf(d.w, "banger: %s ...\n", s.title())
 			}
 		})
 	case displayLive:
@@ -140,7 +141,7 @@ func (d *display) end(s *stage, p *bangerv1.Progress) {
 		s.announce.Stop()
 	}
 	if d.mode == displayPlain && s.elapsed >= quietFor {
-		fmt.Fprintf(d.w, "banger: %s ... %s%s\n", s.title(), duration(s.elapsed), s.failure())
+		_, _ = fmt.Fprintf(d.w, "banger: %s ... %s%s\n", s.title(), duration(s.elapsed), s.failure())
 	}
 }
 

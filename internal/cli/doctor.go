@@ -154,8 +154,14 @@ func (a *app) writeReport(v doctorView) error {
 		b.WriteString("\nDefaults of a new VM:\n")
 		t := &table{head: []string{"SETTING", "VALUE", "FROM"}}
 		for _, row := range [][2]string{
-			{"vcpu", itoa(d.VCPUs)}, {"memory", size(d.Memory)}, {"disk-size", size(d.DiskSize)}, {"image", d.Image},
-			{"kernel", d.Kernel}, {"init", d.Init}, {"net", d.Net}, {"backend", d.Backend},
+			{"vcpu", itoa(d.VCPUs)},
+			{"memory", size(d.Memory)},
+			{"disk-size", size(d.DiskSize)},
+			{"image", d.Image},
+			{"kernel", d.Kernel},
+			{"init", d.Init},
+			{"net", d.Net},
+			{"backend", d.Backend},
 		} {
 			t.add(row[0], row[1], v.DefaultSources[strings.ReplaceAll(row[0], "-", "_")])
 		}

@@ -173,7 +173,7 @@ type bench struct {
 // newBench makes a bench with a daemon, or without one if f is nil.
 func newBench(t *testing.T, f *fakeDaemon) *bench {
 	t.Helper()
-	dir, err := os.MkdirTemp("", "bgr") // t.TempDir is too long for a socket
+	dir, err := os.MkdirTemp("", "bgr") //nolint:usetesting // the test's name would make the path of a socket too long
 	if err != nil {
 		t.Fatal(err)
 	}

@@ -51,6 +51,16 @@ func writeJSON(w io.Writer, value any) error {
 	return err
 }
 
+// writeJSONLine writes a value as one line, for streams of values.
+func writeJSONLine(w io.Writer, value any) error {
+	text, err := json.Marshal(value)
+	if err != nil {
+		return fmt.Errorf("write JSON: %w", err)
+	}
+	_, err = w.Write(append(text, '\n'))
+	return err
+}
+
 // printLine writes one line to standard output.
 func (a *app) printLine(text string) error {
 	_, err := io.WriteString(a.sys.Stdout, text+"\n")
@@ -73,7 +83,10 @@ type vmView struct {
 	CreatedAt   *time.Time `json:"created_at"`
 	ChangedAt   *time.Time `json:"changed_at"`
 	Directory   string     `json:"directory"`
-	Spec        specView   `json:"spec"`
+	// What its writable disks take up on the host together, and what they may.
+	DiskAllocated int64    `json:"disk_allocated"`
+	DiskApparent  int64    `json:"disk_apparent"`
+	Spec          specView `json:"spec"`
 	runtimeView
 	StartStages []stageView `json:"start_stages"` // of the last start
 }
@@ -112,7 +125,7 @@ func viewVM(vm *bangerv1.VM) vmView {
 	v := vmView{
 		ID: vm.GetId(), Name: vm.GetName(), State: vm.GetState(), Cause: vm.GetCause(), Ephemeral: vm.GetEphemeral(),
 		ImageDigest: vm.GetImageDigest(), CreatedAt: stamp(vm.GetCreatedAt()), ChangedAt: stamp(vm.GetChangedAt()),
-		Directory: vm.GetDirectory(), Spec: viewSpec(vm.GetSpec()),
+		Directory: vm.GetDirectory(), DiskAllocated: vm.GetDiskAllocated(), DiskApparent: vm.GetDiskApparent(), Spec: viewSpec(vm.GetSpec()),
 		runtimeView: runtimeView{
 			BootID: vm.GetBootId(), Backend: vm.GetBackend(), BackendReason: vm.GetBackendReason(),
 			Accelerator: vm.GetAccelerator(), KernelRelease: vm.GetKernelRelease(),

@@ -70,11 +70,12 @@ func newRoot(a *app) *cobra.Command {
 			root.AddCommand(c)
 		}
 	}
-	add("daily", newRun(a), newList(a, "ps"), newExec(a), newStart(a), newStop(a), newDelete(a, "rm"), newLogs(a))
+	add("daily", newRun(a), newList(a, "ps"), newExec(a), newStart(a), newStop(a), newDelete(a, "rm"), newLogs(a), newStats(a), newTop(a))
 
 	vm := newGroup("vm", "Virtual machines", vmHelp, "  banger vm run --name devbox\n  banger vm list\n  banger vm exec devbox -- uname -a")
-	vm.AddCommand(newRun(a), newCreate(a), newStart(a), newStop(a), newDelete(a, "delete"), newList(a, "list"),
-		newShow(a), newExec(a), newLogs(a), newConsole(a))
+	vm.AddCommand(newRun(a), newCreate(a), newStart(a), newStop(a), newRestart(a), newKill(a), newPause(a), newResume(a),
+		newDelete(a, "delete"), newPrune(a), newList(a, "list"), newWait(a), newHealth(a), newSet(a),
+		newShow(a), newStats(a), newTop(a), newPorts(a), newExec(a), newLogs(a), newConsole(a))
 	image := newGroup("image", "Images", imageHelp, "  banger image list\n  banger image pull debian-bookworm")
 	image.AddCommand(newImageList(a), newImagePull(a))
 	kernel := newGroup("kernel", "Kernels", kernelHelp, "  banger kernel list")

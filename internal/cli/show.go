@@ -107,9 +107,13 @@ func writeVM(w io.Writer, paint painter, vm *bangerv1.VM, now time.Time) error {
 	if disks != "" {
 		disks += " each"
 	}
+	use := ""
+	if vm.GetDiskApparent() > 0 {
+		use = "take up " + size(vm.GetDiskAllocated()) + " of at most " + size(vm.GetDiskApparent())
+	}
 	s.section(vm.GetName(), "id", vm.GetId(), "state", state, "cause", vm.GetCause(), "created", created, "deleted", ephemeral,
 		"directory", vm.GetDirectory())
-	s.section("Machine", "vcpus", itoa(spec.GetVcpus()), "memory", size(spec.GetMemory()), "disks", disks,
+	s.section("Machine", "vcpus", itoa(spec.GetVcpus()), "memory", size(spec.GetMemory()), "disks", disks, "on this host", use,
 		"image", spec.GetImage(), "image digest", vm.GetImageDigest(), "kernel", spec.GetKernel(), "init", spec.GetInit(),
 		"network", spec.GetNet(), "backend", spec.GetBackend())
 	s.section("Environment", sortedPairs(spec.GetEnv())...)

@@ -9,6 +9,7 @@ import (
 	"google.golang.org/protobuf/types/known/durationpb"
 
 	bangerv1 "banger/internal/gen/banger/v1"
+	"banger/internal/rpcclient"
 )
 
 func newStop(a *app) *cobra.Command {
@@ -33,21 +34,8 @@ killed. That is no error.`,
 }
 
 func runStop(ctx context.Context, a *app, refs []string, timeout time.Duration) error {
-	client, err := a.connect(ctx)
-	if err != nil {
-		return err
-	}
-	all, err := targets(ctx, client, refs)
-	if err != nil {
-		return err
-	}
-	d := a.newDisplay()
-	defer d.keep()
-	return forEach(ctx, a, d, "stop", all, func(vm *bangerv1.VM) (string, error) {
-		stream, err := client.VMs.Stop(ctx, connect.NewRequest(&bangerv1.StopRequest{
-			Vm: vm.GetId(), Timeout: durationpb.New(timeout),
-		}))
-		_, err = follow(stream, err, d, owner(all, vm))
-		return vm.GetName(), err
-	}, a.printLine)
+	return a.onEach(ctx, "stop", refs,
+		func(ctx context.Context, c *rpcclient.Client, vm string) (*connect.ServerStreamForClient[bangerv1.Event], error) {
+			return c.VMs.Stop(ctx, connect.NewRequest(&bangerv1.StopRequest{Vm: vm, Timeout: durationpb.New(timeout)}))
+		})
 }

@@ -81,7 +81,7 @@ func (r *rawMode) restore() {
 
 // restoreInPanic is deferred by goroutines: a panic in one ends the program without the main goroutine's deferred calls.
 func (r *rawMode) restoreInPanic() {
-	if p := recover(); p != nil {
+	if p := recover(); p != nil { //nolint:revive // this function is deferred, by name
 		r.restore()
 		panic(p)
 	}

@@ -93,7 +93,7 @@ func (n *yamlNode) write(b *strings.Builder, indent int) {
 }
 
 // yamlPlain are the strings that need no quotes, but for the words that mean something else.
-var yamlPlain = regexp.MustCompile(`^[A-Za-z_/][A-Za-z0-9_/.+-]*( [A-Za-z0-9_/.+-]+)*$`) //nolint:gochecknoglobals // constant
+var yamlPlain = regexp.MustCompile(`^[A-Za-z_/][A-Za-z0-9_/.+-]*( [A-Za-z0-9_/.+-]+)*$`)
 
 func yamlScalar(token json.Token) string {
 	s, ok := token.(string)

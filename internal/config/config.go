@@ -85,7 +85,22 @@ type Network struct {
 // Daemon is how the daemon itself behaves.
 type Daemon struct {
 	LogLevel Value[slog.Level]
+	// MemoryOvercommit decides what a start does that would give running VMs more memory together than the host has.
+	MemoryOvercommit Value[Overcommit]
 }
+
+// Overcommit is a policy for promising more than there is.
+type Overcommit string
+
+// The policies. Guests seldom touch all of their memory, and idle memory can be swapped out: hence the default is to warn.
+const (
+	OvercommitRefuse Overcommit = "refuse"
+	OvercommitWarn   Overcommit = "warn"
+	OvercommitAllow  Overcommit = "allow"
+)
+
+// HostMemory returns the memory of this host in bytes, or 0 if it is not known.
+func HostMemory() int64 { return totalMemory() }
 
 // Load reads the configuration. Variables of the environment come from env ([os.Getenv]). A configuration file that
 // does not exist is the same as an empty one, unless BANGER_CONFIG names it; one that cannot be read, has an unknown
@@ -102,6 +117,7 @@ func load(env func(string) string, h host) (Config, error) {
 	c := Config{Paths: paths, VM: h.defaults()}
 	c.Network.Allow.From = BuiltIn
 	c.Daemon.LogLevel = Value[slog.Level]{slog.LevelInfo, BuiltIn}
+	c.Daemon.MemoryOvercommit = Value[Overcommit]{OvercommitWarn, BuiltIn}
 	file, explicit, err := locateFile(env)
 	if err != nil {
 		return Config{}, err

@@ -89,16 +89,17 @@ func (c *Config) apply(text []byte) error {
 func (c *Config) settings() map[string]func(any) error {
 	vm := &c.VM
 	return map[string]func(any) error{
-		"vm_defaults.vcpu":      setting(&vm.VCPUs, vcpus),
-		"vm_defaults.memory":    setting(&vm.Memory, size(microvm.MinMemory, microvm.MaxMemory, 1<<20)),
-		"vm_defaults.disk_size": setting(&vm.DiskSize, size(microvm.MinDiskSize, microvm.MaxDiskSize, 4096)),
-		"vm_defaults.image":     setting(&vm.Image, name),
-		"vm_defaults.kernel":    setting(&vm.Kernel, name),
-		"vm_defaults.init":      setting(&vm.Init, oneOf(microvm.InitAuto, microvm.InitAgent, microvm.InitSystemd)),
-		"vm_defaults.net":       setting(&vm.Net, oneOf(microvm.NetUser, microvm.NetNone)),
-		"vm_defaults.backend":   setting(&vm.Backend, oneOf("auto", "qemu")),
-		"network.allow":         setting(&c.Network.Allow, prefixes),
-		"daemon.log_level":      setting(&c.Daemon.LogLevel, level),
+		"vm_defaults.vcpu":         setting(&vm.VCPUs, vcpus),
+		"vm_defaults.memory":       setting(&vm.Memory, size(microvm.MinMemory, microvm.MaxMemory, 1<<20)),
+		"vm_defaults.disk_size":    setting(&vm.DiskSize, size(microvm.MinDiskSize, microvm.MaxDiskSize, 4096)),
+		"vm_defaults.image":        setting(&vm.Image, name),
+		"vm_defaults.kernel":       setting(&vm.Kernel, name),
+		"vm_defaults.init":         setting(&vm.Init, oneOf(microvm.InitAuto, microvm.InitAgent, microvm.InitSystemd)),
+		"vm_defaults.net":          setting(&vm.Net, oneOf(microvm.NetUser, microvm.NetNone)),
+		"vm_defaults.backend":      setting(&vm.Backend, oneOf("auto", "qemu")),
+		"network.allow":            setting(&c.Network.Allow, prefixes),
+		"daemon.log_level":         setting(&c.Daemon.LogLevel, level),
+		"daemon.memory_overcommit": setting(&c.Daemon.MemoryOvercommit, oneOf(OvercommitRefuse, OvercommitWarn, OvercommitAllow)),
 	}
 }
 

@@ -2,7 +2,8 @@
 // It owns the daemon's lock, socket and log, and adapts mechanisms to what the services ask for. VMs are processes of
 // their own: they go on when the daemon ends, however it ends, and the next daemon takes them over.
 //
-// Shutdown order: the API stops answering, then the services' goroutines end, then the database is closed, then the lock
+// Shutdown order: the API stops answering and no operation begins any more, those under way end or are cancelled, then the
+// services' goroutines end, then the database is closed, then the lock
 // is given back.
 package daemon
 
@@ -27,6 +28,7 @@ import (
 	"banger/internal/images"
 	"banger/internal/kernels"
 	"banger/internal/machines"
+	"banger/internal/operations"
 	"banger/internal/rpcapi"
 	"banger/internal/store"
 )
@@ -51,7 +53,7 @@ func Run(ctx context.Context, o Options) error {
 		return err
 	}
 	defer lock.Close() //nolint:errcheck // nothing to flush
-	listener, err := listen(paths.Socket())
+	listener, err := listen(ctx, paths.Socket())
 	if err != nil {
 		return err
 	}
@@ -62,6 +64,7 @@ func Run(ctx context.Context, o Options) error {
 	}
 	defer db.Close() //nolint:errcheck // nothing is under way by then
 
+	o.Log = slog.New(operations.LogHandler(o.Log.Handler()))
 	ctx, cancel := context.WithCancel(ctx)
 	defer cancel()
 	im := images.New(images.Config{Dir: paths.Images(), CacheDir: paths.Cache, InUse: db.ImageInUse, Log: o.Log})
@@ -70,20 +73,30 @@ func Run(ctx context.Context, o Options) error {
 	if err != nil {
 		return err
 	}
+	st, so, ho := breakable(db, sources{im, ks, o.Guest}, host)
 	vms := machines.New(machines.Config{
 		VMs: paths.VMs(), Runtime: paths.VMRuntimes(), Defaults: o.Config.VM.Spec(), EgressAllow: o.Config.Network.Allow.Value,
-	}, db, sources{im, ks, o.Guest}, host, o.Log)
+		HostMemory: config.HostMemory(), Overcommit: o.Config.Daemon.MemoryOvercommit.Value,
+	}, st, so, ho, o.Log)
 	self := &self{options: o, machines: vms, images: im, host: host, started: time.Now(), stop: cancel}
 
-	var wg sync.WaitGroup
-	defer wg.Wait()
+	// The services go on until the operations, which need them, have ended.
+	var services, work sync.WaitGroup
+	servicesCtx, endServices := context.WithCancel(context.WithoutCancel(ctx))
+	ops := operations.New(o.Log)
+	defer services.Wait()
+	defer endServices()
+	defer work.Wait()
 	defer cancel()
-	wg.Go(func() { vms.Run(ctx) })
-	wg.Go(func() { host.warm(ctx, o.Log) })
+	services.Go(func() { vms.Run(servicesCtx) })
+	services.Go(func() { host.warm(servicesCtx, o.Log) })
+	work.Go(func() { ops.Run(ctx, drainTimeout) })
 	if err := errors.Join(im.Recover(ctx), ks.Recover(ctx), vms.Recover(ctx)); err != nil {
 		o.Log.Error("recover", "err", err) // what could not be mended stays findable; the rest works
 	}
-	return serve(ctx, listener, rpcapi.Handler(rpcapi.NewVMs(vms), im, ks, self), o)
+	return serve(ctx, listener, rpcapi.Handler(rpcapi.Services{
+		Machines: vms, Images: im, Kernels: ks, Operations: ops, Journal: db.Journal(), System: self,
+	}), o)
 }
 
 // drainTimeout is how long calls under way may take to end when the daemon does.
@@ -139,11 +152,12 @@ func takeLock(p config.Paths) (*os.File, error) {
 }
 
 // listen makes the daemon's socket. The caller holds the lock, so a socket that is there is a dead daemon's.
-func listen(path string) (net.Listener, error) {
+func listen(ctx context.Context, path string) (net.Listener, error) {
 	if err := os.Remove(path); err != nil && !errors.Is(err, fs.ErrNotExist) {
 		return nil, fmt.Errorf("remove old socket: %w", err)
 	}
-	ln, err := net.Listen("unix", path) // mode 0600 by the umask, from the first moment
+	var lc net.ListenConfig
+	ln, err := lc.Listen(ctx, "unix", path) // mode 0600 by the umask, from the first moment
 	if err != nil {
 		return nil, fmt.Errorf("listen: %w", err)
 	}

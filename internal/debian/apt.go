@@ -100,7 +100,7 @@ func (p *Packages) run(ctx context.Context, program string, args ...string) erro
 	return hostexec.Run(ctx, hostexec.Cmd{Path: program, Args: append([]string{"-q"}, args...), Env: p.env, Dir: p.dir})
 }
 
-var packageName = regexp.MustCompile(`^[a-z0-9][a-z0-9+.-]+$`) //nolint:gochecknoglobals // constant
+var packageName = regexp.MustCompile(`^[a-z0-9][a-z0-9+.-]+$`)
 
 // Show returns what the index says about the newest version of a package.
 func (p *Packages) Show(ctx context.Context, name string) (Package, error) {

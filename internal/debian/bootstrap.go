@@ -186,7 +186,7 @@ func newScratch(ctx context.Context, program string, at Paths) (*scratch, error)
 	}
 	s := &scratch{program: program, record: at.Log + ".scratch"}
 	endOrphans("/proc", aptoptArg(at))
-	kept := ""
+	var kept strings.Builder
 	old, _ := os.ReadFile(s.record) // none, or unreadable: nothing to remove
 	for dir := range strings.Lines(string(old)) {
 		dir = strings.TrimSpace(dir)
@@ -194,7 +194,7 @@ func newScratch(ctx context.Context, program string, at Paths) (*scratch, error)
 			continue
 		}
 		if !removeScratch(ctx, program, dir) {
-			kept += dir + "\n"
+			kept.WriteString(dir + "\n")
 		}
 	}
 	parent := os.Getenv("TMPDIR")
@@ -207,7 +207,7 @@ func newScratch(ctx context.Context, program string, at Paths) (*scratch, error)
 	}
 	s.dir = dir
 	err = errors.Join(
-		os.WriteFile(s.record, []byte(kept+dir+"\n"), 0o600),
+		os.WriteFile(s.record, []byte(kept.String()+dir+"\n"), 0o600),
 		os.Chmod(dir, 0o755), //nolint:gosec // subordinate ids must pass, and list it to delete
 	)
 	if err != nil {

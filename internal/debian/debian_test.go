@@ -45,13 +45,17 @@ func TestHostSources(t *testing.T) {
 			"http://mirror.example/debian bookworm", "http://mirror.example/debian bookworm-updates",
 			"http://mirror.example/debian-security/ bookworm-security",
 		}},
-		{"one line", "# deb http://c.example/debian bookworm main\n" + base("m.example") + base("m.example") +
-			"deb-src http://m.example/debian bookworm main\ndeb\t[arch=amd64 signed-by=/k/debian-archive-x.gpg] https://s.example/debian-security bookworm-security main contrib # x\n", "",
-			[]string{"http://m.example/debian bookworm", "https://s.example/debian-security bookworm-security"}},
-		{"third parties", base("m.example") +
-			"deb [signed-by=/etc/apt/keyrings/docker.gpg] https://d.example/linux/debian bookworm main\n" +
-			"deb https://p.example/php bookworm main\ndeb http://x.example/debian bookworm-backports main\ndeb http://x.example/debian bookworm stable\n", "",
-			[]string{"http://m.example/debian bookworm"}},
+		{
+			"one line", "# deb http://c.example/debian bookworm main\n" + base("m.example") + base("m.example") +
+				"deb-src http://m.example/debian bookworm main\ndeb\t[arch=amd64 signed-by=/k/debian-archive-x.gpg] https://s.example/debian-security bookworm-security main contrib # x\n", "",
+			[]string{"http://m.example/debian bookworm", "https://s.example/debian-security bookworm-security"},
+		},
+		{
+			"third parties", base("m.example") +
+				"deb [signed-by=/etc/apt/keyrings/docker.gpg] https://d.example/linux/debian bookworm main\n" +
+				"deb https://p.example/php bookworm main\ndeb http://x.example/debian bookworm-backports main\ndeb http://x.example/debian bookworm stable\n", "",
+			[]string{"http://m.example/debian bookworm"},
+		},
 		{"credentials stay out", "deb http://me:secret@m.example/debian bookworm main\n", "", nil},
 		{"media", "deb cdrom:[Debian 12]/ bookworm main\ndeb file:/srv/debian bookworm main\n", "", nil},
 		{"another release", "deb http://m.example/debian trixie main\ndeb http://m.example/debian-security bookworm-security main\n", "", nil},

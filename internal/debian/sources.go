@@ -34,7 +34,7 @@ func parseOneLine(text string) []source {
 				continue
 			}
 			rest = after
-			for _, o := range strings.Fields(options) {
+			for o := range strings.FieldsSeq(options) {
 				key, value, _ := strings.Cut(o, "=")
 				switch strings.ToLower(key) {
 				case "signed-by":
@@ -61,8 +61,8 @@ func parseDeb822(text string) []source {
 		if strings.EqualFold(fields["enabled"], "no") || !slices.Contains(strings.Fields(fields["types"]), "deb") {
 			continue
 		}
-		for _, uri := range strings.Fields(fields["uris"]) {
-			for _, suite := range strings.Fields(fields["suites"]) {
+		for uri := range strings.FieldsSeq(fields["uris"]) {
+			for suite := range strings.FieldsSeq(fields["suites"]) {
 				out = append(out, source{
 					uri: uri, suite: suite, components: strings.Fields(fields["components"]),
 					signedBy: fields["signed-by"], archs: fields["architectures"],

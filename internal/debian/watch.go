@@ -49,7 +49,7 @@ func (w *watcher) Write(p []byte) (int, error) {
 }
 
 // apt's summary of what it is about to do.
-var newlyInstalled = regexp.MustCompile(`^\d+ upgraded, (\d+) newly installed`) //nolint:gochecknoglobals // constant
+var newlyInstalled = regexp.MustCompile(`^\d+ upgraded, (\d+) newly installed`)
 
 func (w *watcher) see(line string) {
 	if line == "" {

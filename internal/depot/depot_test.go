@@ -239,7 +239,7 @@ func TestSweep(t *testing.T) {
 			t.Fatal(err)
 		}
 	}
-	defer hold(t, dir, "busy").Close()
+	defer hold(t, dir, "busy").Close() //nolint:errcheck // nothing to flush
 	if err := New(dir, quiet()).Sweep(t.Context()); err != nil {
 		t.Fatal(err)
 	}

@@ -54,6 +54,8 @@ type System interface {
 	Renew(p guestproto.Preamble) error
 	// Identify sets what is set in id, the environment aside.
 	Identify(id guestproto.Identity) error
+	// Grow makes the file system of a disk fill the disk.
+	Grow(ctx context.Context, spec guestproto.GrowSpec) error
 	// Shutdown begins to go down and returns.
 	Shutdown(spec guestproto.ShutdownSpec)
 }
@@ -69,7 +71,7 @@ type Agent struct {
 }
 
 // New returns an agent. mode is what Hello.Init says.
-func New(mode string, system System, kids *children) *Agent { //nolint:revive // for this package's roles and tests
+func New(mode string, system System, kids *children) *Agent {
 	return &Agent{mode: mode, system: system, children: kids}
 }
 
@@ -196,11 +198,25 @@ func (a *Agent) dispatch(ctx context.Context, s *stream, req guestproto.Request)
 		return s.done(with(req, func(spec guestproto.PutSpec) error { return put(s, spec) }))
 	case guestproto.OpConfigure:
 		return s.done(with(req, a.configure))
+	case guestproto.OpGrow:
+		return s.done(with(req, func(spec guestproto.GrowSpec) error {
+			ctx, cancel := s.abandoned(ctx)
+			defer cancel()
+			return a.system.Grow(ctx, spec)
+		}))
 	case guestproto.OpPing:
 		return s.done(nil)
 	case guestproto.OpSync:
 		unix.Sync()
 		return s.done(nil)
+	case guestproto.OpStats:
+		stats, err := realProcfs().stats()
+		if err != nil {
+			return err
+		}
+		return s.w.JSON(guestproto.FrameAnswer, stats)
+	case guestproto.OpPorts:
+		return with(req, func(spec guestproto.PortsSpec) error { return ports(ctx, s, spec) })
 	case guestproto.OpShutdown:
 		return with(req, func(spec guestproto.ShutdownSpec) error { return a.shutdown(s, spec) })
 	default:

@@ -62,7 +62,7 @@ func (c *children) start(path string, argv []string, attr *syscall.ProcAttr) (*c
 func (c *children) wait(pid int) {
 	for {
 		err := unix.Waitid(unix.P_PID, pid, nil, unix.WEXITED|unix.WNOWAIT, nil)
-		if err != unix.EINTR { //nolint:errorlint // x/sys returns it bare
+		if err != unix.EINTR {
 			break
 		}
 	}
@@ -81,7 +81,7 @@ func (c *children) reap() {
 		var status syscall.WaitStatus
 		pid, err := syscall.Wait4(-1, &status, syscall.WNOHANG, nil)
 		switch {
-		case err == syscall.EINTR: //nolint:errorlint // syscall returns it bare
+		case err == syscall.EINTR:
 		case err != nil || pid <= 0:
 			return
 		default:

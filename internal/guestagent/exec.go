@@ -154,7 +154,7 @@ func (e *execution) receive() {
 		if err != nil {
 			return
 		}
-		switch f.Type { //nolint:exhaustive // the others end the stream
+		switch f.Type {
 		case guestproto.FrameData:
 			if !e.inbox.put(f.Payload) {
 				return

@@ -92,7 +92,7 @@ func TestHostedProgramShutsDown(t *testing.T) {
 		if err != nil {
 			t.Fatal(err)
 		}
-		defer program.Kill()
+		t.Cleanup(program.Kill)
 		_ = guest.Close()
 		s, hello, err := guestlink.Open(t.Context(), host)
 		if err != nil || hello.Pid != program.Pid() {
@@ -189,7 +189,7 @@ func TestPutAndGet(t *testing.T) {
 	content := map[string]string{}
 	for r := tar.NewReader(&out); ; {
 		h, err := r.Next()
-		if err == io.EOF { //nolint:errorlint // bare
+		if err == io.EOF {
 			break
 		}
 		if err != nil {
@@ -274,7 +274,7 @@ func TestDial(t *testing.T) {
 		if err != nil {
 			t.Fatal(err)
 		}
-		defer l.Close() //nolint:errcheck // a test's end
+		t.Cleanup(func() { _ = l.Close() })
 		go func() {
 			conn, err := l.Accept()
 			if err != nil {

@@ -61,6 +61,7 @@ func besideMain() int {
 	port, err := openPort(guestproto.PortName, deviceWait)
 	if err == nil {
 		_ = m.console.Close()
+		go growAll()
 		err = New(string(guestproto.InitSystemd), m, newChildren()).Serve(context.Background(), port)
 	}
 	m.console = openConsole()
@@ -106,6 +107,8 @@ type hosted struct{ down chan guestproto.Shutdown }
 
 func (hosted) Renew(guestproto.Preamble) error    { return nil }
 func (hosted) Identify(guestproto.Identity) error { return nil }
+
+func (hosted) Grow(context.Context, guestproto.GrowSpec) error { return nil }
 
 func (h hosted) Shutdown(spec guestproto.ShutdownSpec) {
 	select {
@@ -187,5 +190,15 @@ func (m *machine) Shutdown(spec guestproto.ShutdownSpec) {
 		}
 		return
 	}
-	_ = unix.Kill(1, systemdSignal(spec.How))
+	// While it boots, systemd loses the signals that it does not handle yet, so it is told until it is heard. Told twice it
+	// goes down once. This ends with the machine.
+	go func() {
+		for {
+			_ = unix.Kill(1, systemdSignal(spec.How))
+			time.Sleep(systemdReminder)
+		}
+	}()
 }
+
+// systemdReminder is how often systemd is told to go down.
+const systemdReminder = 500 * time.Millisecond

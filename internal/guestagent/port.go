@@ -68,7 +68,7 @@ func (p *port) Read(b []byte) (int, error) {
 	waitErr := p.raw.Read(func(fd uintptr) bool {
 		n, err = unix.Read(int(fd), b)
 		switch {
-		case err == unix.EAGAIN, err == unix.EINTR: //nolint:errorlint // x/sys returns it bare
+		case err == unix.EAGAIN, err == unix.EINTR:
 			return false
 		case err == nil && n == 0 && p.away:
 			return false

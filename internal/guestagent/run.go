@@ -133,6 +133,7 @@ func (m *machine) beInit() error {
 	m.stage("ready")
 	served := make(chan error, 1)
 	go func() { served <- agent.Serve(context.Background(), port) }()
+	go growAll()
 	// Not needed for a command to run, so after the host has been told.
 	_ = mount{source: "cgroup2", target: "/sys/fs/cgroup", fstype: "cgroup2", flags: unix.MS_NOSUID | unix.MS_NOEXEC | unix.MS_NODEV, optional: true}.do()
 	_ = os.MkdirAll("/run/lock", 0o1777) //nolint:gosec // as everywhere
@@ -175,7 +176,7 @@ func (m *machine) alone(wait time.Duration) bool {
 	for deadline := time.Now().Add(wait); ; {
 		m.kids.reap()
 		err := unix.Waitid(unix.P_ALL, 0, nil, unix.WEXITED|unix.WNOHANG|unix.WNOWAIT, nil)
-		if err == unix.ECHILD { //nolint:errorlint // x/sys returns it bare
+		if err == unix.ECHILD {
 			return true
 		}
 		if time.Now().After(deadline) {

@@ -125,15 +125,15 @@ func dial(ctx context.Context, s *stream, spec guestproto.DialSpec) error {
 		return nil //nolint:nilerr // nobody is left to tell
 	}
 	defer context.AfterFunc(ctx, func() { _ = conn.Close() })()
-	received := make(chan error, 1)
+	received := make(chan struct{})
 	go func() {
+		defer close(received)
 		_, err := io.Copy(conn, &dataReader{r: s.r})
 		if half, ok := conn.(interface{ CloseWrite() error }); ok && err == nil {
 			_ = half.CloseWrite()
 		} else {
 			_ = conn.Close()
 		}
-		received <- err
 	}()
 	if _, err := io.Copy(dataWriter{s.w}, onlyReader{conn}); err == nil {
 		err = s.w.Frame(guestproto.FrameEOF, nil)

@@ -159,7 +159,7 @@ func (g *guest) end(t *testing.T) string {
 	return g.console.String()
 }
 
-var vmParams = guestproto.BootParams{ //nolint:gochecknoglobals // a constant
+var vmParams = guestproto.BootParams{
 	Hostname: "unit", MachineID: "0123456789abcdef0123456789abcdef",
 	Addr: prefix("10.0.2.15/24"), Gateway: addr("10.0.2.2"), DNS: addrs("10.0.2.3"), MTU: 1400, Debug: true,
 }

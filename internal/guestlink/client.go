@@ -49,6 +49,12 @@ func (c *Client) Configure(ctx context.Context, id guestproto.Identity) error {
 	return c.simple(ctx, guestproto.OpConfigure, id)
 }
 
+// Grow makes the file system on a disk fill the disk, which has size bytes by now, while it is in use. One that fills it
+// already is no error.
+func (c *Client) Grow(ctx context.Context, serial string, size int64) error {
+	return c.simple(ctx, guestproto.OpGrow, guestproto.GrowSpec{Serial: serial, Size: size})
+}
+
 // call is a stream with a request on its way.
 type call struct {
 	ctx  context.Context //nolint:containedctx // the life of one request

@@ -93,7 +93,7 @@ func (p *Process) recv() (guestproto.ExecEvent, error) {
 		if err != nil {
 			return guestproto.ExecEvent{}, err
 		}
-		switch f.Type { //nolint:exhaustive // the others are unexpected
+		switch f.Type {
 		case guestproto.FrameStdout:
 			return guestproto.ExecEvent{Kind: guestproto.EventStdout, Data: f.Payload}, nil
 		case guestproto.FrameStderr:

@@ -62,7 +62,7 @@ func (k *call) sendAll(r io.Reader) error {
 				return err
 			}
 		}
-		if err == io.EOF { //nolint:errorlint // io.Reader returns it bare
+		if err == io.EOF {
 			return k.w.Frame(guestproto.FrameEOF, nil)
 		}
 		if err != nil {

@@ -91,7 +91,7 @@ func (p BootParams) Validate() error {
 func ParseBoot(cmdline string) (BootParams, error) {
 	var p BootParams
 	seen := map[string]bool{}
-	for _, word := range strings.Fields(cmdline) {
+	for word := range strings.FieldsSeq(cmdline) {
 		rest, ours := strings.CutPrefix(word, bootPrefix)
 		if !ours {
 			continue

@@ -27,6 +27,7 @@ const (
 	FrameCredit                       // u32: so many bytes of standard input were consumed
 	FrameSignal                       // u32: signal the command's process group
 	FrameResize                       // WindowSize
+	FrameAnswer                       // JSON: what the request asked for
 	frameEnd
 )
 

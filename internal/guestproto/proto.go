@@ -68,7 +68,10 @@ const (
 	OpSync      Op = "sync"      // no arguments; FrameDone
 	OpShutdown  Op = "shutdown"  // ShutdownSpec; FrameDone, then the guest goes down
 	OpConfigure Op = "configure" // Identity; FrameDone
+	OpGrow      Op = "grow"      // GrowSpec; FrameDone when the file system has the size
 	OpDial      Op = "dial"      // DialSpec; FrameDone, then FrameData and FrameEOF both ways
+	OpStats     Op = "stats"     // no arguments; FrameAnswer with Stats
+	OpPorts     Op = "ports"     // PortsSpec; FrameAnswer with Ports, then, if watched, one after each change
 )
 
 // Request is the payload of the first frame of a stream.
@@ -178,6 +181,12 @@ type Identity struct {
 	TimeNS    int64    `json:"time_ns,omitempty"`    // wall clock, ns since 1970
 	Entropy   []byte   `json:"entropy,omitempty"`    // credited to the kernel's generator; at most 512 bytes
 	Env       []string `json:"env,omitempty"`        // NAME=value, for every later command
+}
+
+// GrowSpec says which disk's file system is to fill the disk.
+type GrowSpec struct {
+	Serial string `json:"serial"` // DiskSystem or DiskWork
+	Size   int64  `json:"size"`   // bytes that the disk has by now; the guest waits until it sees them
 }
 
 // DialSpec says what to connect to from inside the guest.

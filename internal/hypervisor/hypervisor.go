@@ -81,6 +81,15 @@ type VMM interface {
 	Exit() Exit
 }
 
+// DiskGrower is what a VMM also is if its backend's Capabilities say GrowDisk.
+type DiskGrower interface {
+	// GrowDisk makes a writable disk of the running or paused VM larger; size is in bytes, a multiple of 512. The file grows
+	// (sparsely) and the guest's device with it, though the guest may see that a moment later. What is on the disk stays
+	// as it is. A size that the disk already has is no error; fault.Invalid: a smaller one, a disk that may not be
+	// written, or an odd size; fault.NotFound: no disk has this serial.
+	GrowDisk(ctx context.Context, serial string, size int64) error
+}
+
 // Status is the state of the vCPUs.
 type Status string
 
@@ -116,5 +125,6 @@ type Capabilities struct {
 	Pause       bool
 	Snapshot    bool
 	Vsock       bool
+	GrowDisk    bool // a VMM is a DiskGrower
 	MaxVCPUs    int
 }

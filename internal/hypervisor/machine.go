@@ -6,6 +6,7 @@ import (
 	"net"
 	"os"
 	"path/filepath"
+	"slices"
 	"strings"
 
 	"banger/internal/fault"
@@ -96,6 +97,29 @@ func (m Machine) OpenFiles() (disks []*os.File, err error) {
 		disks = append(disks, f)
 	}
 	return disks, nil
+}
+
+// CheckGrow checks a request to make a disk of this machine larger, against the file's present size in bytes, and
+// returns the disk's index. Its errors are those of [DiskGrower].
+func (m Machine) CheckGrow(serial string, size int64) (index int, err error) {
+	const sector = 512 // bytes; virtio counts a disk's size in these
+	index = slices.IndexFunc(m.Disks, func(d Disk) bool { return d.Serial == serial })
+	switch {
+	case index < 0:
+		return index, fault.New(fault.NotFound, "grow disk %q: machine %q has no such disk", serial, m.ID)
+	case m.Disks[index].ReadOnly:
+		return index, fault.New(fault.Invalid, "grow disk %q: it is read-only", serial)
+	case size <= 0 || size%sector != 0:
+		return index, fault.New(fault.Invalid, "grow disk %q: a size of %d bytes is not a whole number of sectors", serial, size)
+	}
+	info, err := os.Stat(m.Disks[index].Path)
+	if err != nil {
+		return index, fileFault("disk "+serial, err)
+	}
+	if size < info.Size() {
+		return index, fault.New(fault.Invalid, "grow disk %q: it has %d bytes, more than %d", serial, info.Size(), size)
+	}
+	return index, nil
 }
 
 // isDisk accepts regular files and block devices.

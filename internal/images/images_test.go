@@ -26,7 +26,7 @@ type fakeBuilder struct {
 	block   chan struct{}
 }
 
-func (f *fakeBuilder) Build(ctx context.Context, e Entry, work, log string, w io.Writer, sink progress.Sink) error {
+func (f *fakeBuilder) Build(ctx context.Context, e Entry, _, _ string, w io.Writer, sink progress.Sink) error {
 	f.calls.Add(1)
 	sink.Stage("install " + e.Suite)(nil)
 	tw := tar.NewWriter(w)
@@ -120,9 +120,18 @@ func TestEnsureDecidesFirst(t *testing.T) {
 		ref  string
 		kind fault.Kind
 	}{
-		{"nonesuch", fault.NotFound}, {"docker.io/library/debian", fault.Unsupported}, {"debian:12", fault.Unsupported},
-		{"a@sha256", fault.Unsupported}, {"", fault.Invalid}, {"Debian", fault.Invalid}, {"..", fault.Invalid}, {".work", fault.Invalid},
-		{"-x", fault.Invalid}, {"publish", fault.Invalid}, {strings.Repeat("a", 64), fault.Invalid}, {"a\x00b", fault.Invalid},
+		{"nonesuch", fault.NotFound},
+		{"docker.io/library/debian", fault.Unsupported},
+		{"debian:12", fault.Unsupported},
+		{"a@sha256", fault.Unsupported},
+		{"", fault.Invalid},
+		{"Debian", fault.Invalid},
+		{"..", fault.Invalid},
+		{".work", fault.Invalid},
+		{"-x", fault.Invalid},
+		{"publish", fault.Invalid},
+		{strings.Repeat("a", 64), fault.Invalid},
+		{"a\x00b", fault.Invalid},
 	}
 	for _, tt := range tests {
 		b := &fakeBuilder{}

@@ -48,7 +48,7 @@ type Spec struct {
 func Key(kernelDigest, agentDigest string, modules []string) string {
 	h := sha256.New()
 	for _, part := range append([]string{layout, kernelDigest, agentDigest}, modules...) {
-		fmt.Fprintf(h, "%d:%s,", len(part), part)
+		_, _ = fmt.Fprintf(h, "%d:%s,", len(part), part)
 	}
 	return hex.EncodeToString(h.Sum(nil))[:32]
 }

@@ -17,7 +17,7 @@ import (
 type debianSource struct{}
 
 // "linux-image-6.1.0-18-cloud-amd64 (= 6.1.76-1)" in the dependencies of linux-image-cloud-amd64.
-var kernelDependency = regexp.MustCompile(`^(linux-image-[0-9][a-z0-9.+-]*)( |$)`) //nolint:gochecknoglobals // constant
+var kernelDependency = regexp.MustCompile(`^(linux-image-[0-9][a-z0-9.+-]*)( |$)`)
 
 func (debianSource) Fetch(ctx context.Context, suite, metapackage, work, root string, sink progress.Sink) (Fetched, error) {
 	none := Fetched{}

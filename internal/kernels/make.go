@@ -172,7 +172,7 @@ func seal(ctx context.Context, out string, m *manifest) error {
 	}
 	h := sha256.New()
 	for _, file := range slices.Sorted(maps.Keys(m.Files)) {
-		fmt.Fprintf(h, "%s %s\n", file, m.Files[file])
+		_, _ = fmt.Fprintf(h, "%s %s\n", file, m.Files[file])
 	}
 	m.Digest = "sha256:" + hex.EncodeToString(h.Sum(nil))
 	data, err := json.MarshalIndent(m, "", "  ")

@@ -69,7 +69,7 @@ func (h *hold) attach(ctx context.Context, launch monitorlink.Launch) (*attachme
 }
 
 // follow keeps the attachment's status until the monitor ends, then records the end unless an operation does.
-func (s *Service) follow(ctx context.Context, a *attachment, w *monitorlink.Watch) {
+func (s *core) follow(ctx context.Context, a *attachment, w *monitorlink.Watch) {
 	stop := context.AfterFunc(ctx, func() { _ = w.Close() })
 	defer stop()
 	defer w.Close() //nolint:errcheck // nothing to flush
@@ -88,10 +88,10 @@ func (s *Service) follow(ctx context.Context, a *attachment, w *monitorlink.Watc
 		}
 		// The stream ended without a last word: the monitor was killed, and its VMM dies with it.
 		if !errors.Is(err, io.EOF) {
-			s.log.Warn("follow monitor", "vm", a.id, "err", err)
+			s.log.WarnContext(ctx, "follow monitor", "vm", a.id, "err", err)
 		}
 		if err := a.dirs.KillMonitor(killTimeout); err != nil {
-			s.log.Error("end monitor", "vm", a.id, "err", err)
+			s.log.ErrorContext(ctx, "end monitor", "vm", a.id, "err", err)
 		}
 		a.exit = a.dirs.ReadExit()
 		break
@@ -100,14 +100,14 @@ func (s *Service) follow(ctx context.Context, a *attachment, w *monitorlink.Watc
 	h, err := s.claimVM(ctx, microvm.VM{ID: a.id}, "record its end", 0)
 	if err != nil {
 		if ctx.Err() == nil && !fault.Is(err, fault.NotFound) { // neither does the daemon end nor is the VM gone
-			s.log.Error("record end of VM", "vm", a.id, "err", err)
+			s.log.ErrorContext(ctx, "record end of VM", "vm", a.id, "err", err)
 		}
 		return
 	}
 	defer h.release()
 	if h.attachment() == a {
 		if err := h.conclude(ctx, a, describe(a.exit)); err != nil {
-			s.log.Error("record end of VM", "vm", a.id, "err", err)
+			s.log.ErrorContext(ctx, "record end of VM", "vm", a.id, "err", err)
 		}
 	}
 }
@@ -130,7 +130,7 @@ func (h *hold) conclude(ctx context.Context, a *attachment, cause string) error 
 	}
 	if a != nil {
 		h.table.setAttachment(h.vm.ID, nil)
-		h.log.Info("VM stopped", "vm", h.vm.ID, "cause", cause)
+		h.log.InfoContext(ctx, "VM stopped", "vm", h.vm.ID, "cause", cause)
 	}
 	return errors.Join(errs...)
 }
@@ -144,11 +144,12 @@ func describe(e monitorlink.Exit) string {
 		return "the guest rebooted or its kernel panicked"
 	case "killed":
 		return "killed"
+	default:
+		if e.Detail == "" {
+			return string(e.Cause)
+		}
+		return string(e.Cause) + ": " + e.Detail
 	}
-	if e.Detail == "" {
-		return string(e.Cause)
-	}
-	return string(e.Cause) + ": " + e.Detail
 }
 
 // waitReady waits until the guest's agent has answered, or the monitor has ended.

@@ -62,7 +62,7 @@ func (s *Service) Create(ctx context.Context, req CreateRequest, report progress
 	if err != nil {
 		return microvm.VM{}, back.run(ctx, err)
 	}
-	s.log.Info("VM created", "vm", vm.ID, "name", vm.Name)
+	s.log.InfoContext(ctx, "VM created", "vm", vm.ID, "name", vm.Name)
 	return vm, nil
 }
 
@@ -105,7 +105,7 @@ func admit(dir string) error {
 }
 
 // reserve records the VM and so takes its name. A made-up name that is taken is made up again.
-func (s *Service) reserve(ctx context.Context, vm *microvm.VM) error {
+func (s *core) reserve(ctx context.Context, vm *microvm.VM) error {
 	if vm.Name != "" {
 		return s.store.Insert(ctx, vm)
 	}

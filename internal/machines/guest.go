@@ -50,7 +50,7 @@ func (s *Service) Logs(ctx context.Context, ref string, follow bool) (path strin
 }
 
 // running returns a VM that can be talked to, and its monitor.
-func (s *Service) running(ctx context.Context, ref string) (microvm.VM, *attachment, error) {
+func (s *core) running(ctx context.Context, ref string) (microvm.VM, *attachment, error) {
 	vm, err := s.resolve(ctx, ref)
 	if err != nil {
 		return vm, nil, err
@@ -66,9 +66,13 @@ func (s *Service) running(ctx context.Context, ref string) (microvm.VM, *attachm
 			return vm, a, nil
 		}
 	}
+	return vm, nil, notRunning(vm)
+}
+
+func notRunning(vm microvm.VM) error {
 	e := fault.New(fault.Precondition, "VM %s is not running: it is %s", vm.Name, vm.State)
 	if vm.Cause != "" {
 		e = fault.New(fault.Precondition, "VM %s is not running: it is %s (%s)", vm.Name, vm.State, vm.Cause)
 	}
-	return vm, nil, e.WithHint("start it: banger start %s", vm.Name)
+	return e.WithHint("start it: banger start %s", vm.Name)
 }

@@ -525,6 +525,13 @@ func (s testStore) SetState(ctx context.Context, id microvm.ID, c store.Change) 
 	return s.db.SetState(ctx, id, c)
 }
 
+func (s testStore) UpdateSpec(ctx context.Context, id microvm.ID, spec microvm.Spec, detail string) error {
+	if err := s.calls.next("UpdateSpec"); err != nil {
+		return err
+	}
+	return s.db.UpdateSpec(ctx, id, spec, detail)
+}
+
 func (s testStore) SetImageDigest(ctx context.Context, id microvm.ID, digest string) error {
 	if err := s.calls.next("SetImageDigest"); err != nil {
 		return err

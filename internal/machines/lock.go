@@ -2,12 +2,14 @@ package machines
 
 import (
 	"context"
+	"fmt"
 	"sync"
 	"time"
 
 	"banger/internal/fault"
 	"banger/internal/microvm"
 	"banger/internal/monitorlink"
+	"banger/internal/progress"
 )
 
 // entry is what the service keeps in memory of one VM.
@@ -17,8 +19,16 @@ type entry struct {
 
 	// Guarded by table.mu.
 	holder     string
+	operation  string // id of the holder's operation, if it belongs to one
 	since      time.Time
+	interrupt  func() // asks the holder to give up
 	attachment *attachment
+}
+
+// grant is a lock that has been taken.
+type grant struct {
+	release     func()
+	interrupted <-chan struct{} // closed when someone wants the holder to give up
 }
 
 // patience is how long an operation waits for another one that is about to end before it says "busy".
@@ -30,9 +40,8 @@ type table struct {
 	entries map[microvm.ID]*entry
 }
 
-// acquire takes the lock of a VM for a named operation and returns the function that gives it back. With a wait of 0 it
-// waits as long as the context lets it.
-func (t *table) acquire(ctx context.Context, vm microvm.VM, op string, wait time.Duration) (release func(), err error) {
+// acquire takes the lock of a VM for a named operation. With a wait of 0 it waits as long as the context lets it.
+func (t *table) acquire(ctx context.Context, vm microvm.VM, op string, wait time.Duration) (grant, error) {
 	t.mu.Lock()
 	e := t.entries[vm.ID]
 	if e == nil {
@@ -52,27 +61,47 @@ func (t *table) acquire(ctx context.Context, vm microvm.VM, op string, wait time
 	case e.lock <- struct{}{}:
 	case <-late:
 		t.mu.Lock()
-		holder, since := e.holder, e.since
+		err := e.busy(vm.Name)
 		t.leave(vm.ID, e)
 		t.mu.Unlock()
-		return nil, fault.New(fault.Busy, "VM %s is busy: %s, %.0f s", vm.Name, holder, time.Since(since).Seconds()).
-			WithHint("wait for it to end and try again")
+		return grant{}, err
 	case <-ctx.Done():
 		t.mu.Lock()
 		t.leave(vm.ID, e)
 		t.mu.Unlock()
-		return nil, context.Cause(ctx)
+		return grant{}, context.Cause(ctx)
 	}
+	interrupted := make(chan struct{})
 	t.mu.Lock()
-	e.holder, e.since = op, time.Now()
+	e.holder, e.operation, e.since = op, progress.OperationOf(ctx), time.Now()
+	e.interrupt = sync.OnceFunc(func() { close(interrupted) })
 	t.mu.Unlock()
-	return func() {
+	return grant{interrupted: interrupted, release: func() {
 		t.mu.Lock()
 		defer t.mu.Unlock()
-		e.holder = ""
+		e.holder, e.operation, e.interrupt = "", "", nil
 		<-e.lock
 		t.leave(vm.ID, e)
-	}, nil
+	}}, nil
+}
+
+// busy says who holds the lock. table.mu is held.
+func (e *entry) busy(name string) error {
+	text := fmt.Sprintf("VM %s is busy: %s, %.0f s", name, e.holder, time.Since(e.since).Seconds())
+	if e.operation == "" {
+		return fault.New(fault.Busy, "%s", text).WithHint("wait for it to end and try again")
+	}
+	return fault.New(fault.Busy, "%s (operation %s)", text, e.operation).
+		WithHint("wait for it: banger operation watch %s; or end it: banger operation cancel %s", e.operation, e.operation)
+}
+
+// interrupt asks whoever holds the lock of a VM to give up what it does.
+func (t *table) interrupt(id microvm.ID) {
+	t.mu.Lock()
+	defer t.mu.Unlock()
+	if e := t.entries[id]; e != nil && e.interrupt != nil {
+		e.interrupt()
+	}
 }
 
 // leave forgets an entry that nobody needs. table.mu is held.
@@ -93,6 +122,18 @@ func (t *table) attachment(id microvm.ID) *attachment {
 	return nil
 }
 
+// attachments returns the living monitors of all VMs.
+func (t *table) attachments() (all []*attachment) {
+	t.mu.Lock()
+	defer t.mu.Unlock()
+	for _, e := range t.entries {
+		if e.attachment != nil {
+			all = append(all, e.attachment)
+		}
+	}
+	return all
+}
+
 // setAttachment records the VM's monitor. The caller holds the VM's lock, so the entry is there.
 func (t *table) setAttachment(id microvm.ID, a *attachment) {
 	t.mu.Lock()
@@ -103,14 +144,28 @@ func (t *table) setAttachment(id microvm.ID, a *attachment) {
 // hold is a VM whose lock an operation holds. What changes a VM is a method of hold, so that nothing changes one
 // without its lock.
 type hold struct {
-	*Service
+	*core
 
-	vm      microvm.VM // as it was when the lock was taken
-	release func()
+	grant
+
+	vm microvm.VM // as it was when the lock was taken
+}
+
+// interruptible returns a context that also ends when someone wants the holder to give up.
+func (h *hold) interruptible(ctx context.Context) (context.Context, context.CancelFunc) {
+	ctx, cancel := context.WithCancelCause(ctx)
+	go func() {
+		select {
+		case <-h.interrupted:
+			cancel(fault.New(fault.Canceled, "interrupted by a kill or a forced delete"))
+		case <-ctx.Done():
+		}
+	}()
+	return ctx, func() { cancel(nil) }
 }
 
 // claim resolves a reference and takes the VM's lock for a named operation. The caller releases the hold.
-func (s *Service) claim(ctx context.Context, ref, op string) (*hold, error) {
+func (s *core) claim(ctx context.Context, ref, op string) (*hold, error) {
 	vm, err := s.resolve(ctx, ref)
 	if err != nil {
 		return nil, err
@@ -126,19 +181,43 @@ func (s *Service) claim(ctx context.Context, ref, op string) (*hold, error) {
 	return h, nil
 }
 
-// catchUp records the end of the VM if it has been seen and not been recorded yet, so that no operation takes a VM that
-// has just ended for a running one.
+// seize is claim for operations that go before all others: whoever holds the lock is asked to give up.
+func (s *core) seize(ctx context.Context, ref, op string) (*hold, error) {
+	vm, err := s.resolve(ctx, ref)
+	if err != nil {
+		return nil, err
+	}
+	s.table.interrupt(vm.ID)
+	h, err := s.claimVM(ctx, vm, op, undoTimeout)
+	if err != nil {
+		return nil, err
+	}
+	if err := h.catchUp(ctx); err != nil {
+		h.release()
+		return nil, err
+	}
+	return h, nil
+}
+
+// catchUp records the end of the VM if that has not been done yet, so that no operation takes a VM that has ended for a
+// running one: its end was seen this moment, or could not be recorded when it was.
 func (h *hold) catchUp(ctx context.Context) error {
 	a := h.attachment()
-	if a == nil {
-		return nil
-	}
-	select {
-	case <-a.done:
+	var cause string
+	switch {
+	case a != nil:
+		select {
+		case <-a.done:
+			cause = describe(a.exit)
+		default:
+			return nil
+		}
+	case h.vm.State.HasProcess(): // whoever had it in hand is gone: the lock is ours
+		cause = lastWord(h.dirs())
 	default:
 		return nil
 	}
-	if err := h.conclude(ctx, a, describe(a.exit)); err != nil {
+	if err := h.conclude(ctx, a, cause); err != nil {
 		return err
 	}
 	vm, err := h.store.Get(ctx, h.vm.ID)
@@ -149,20 +228,20 @@ func (h *hold) catchUp(ctx context.Context) error {
 }
 
 // claimVM takes the lock of a VM and reads the VM again, because it may have changed meanwhile.
-func (s *Service) claimVM(ctx context.Context, vm microvm.VM, op string, wait time.Duration) (*hold, error) {
-	release, err := s.table.acquire(ctx, vm, op, wait)
+func (s *core) claimVM(ctx context.Context, vm microvm.VM, op string, wait time.Duration) (*hold, error) {
+	g, err := s.table.acquire(ctx, vm, op, wait)
 	if err != nil {
 		return nil, err
 	}
 	again, err := s.store.Get(ctx, vm.ID)
 	if err != nil {
-		release()
+		g.release()
 		if fault.Is(err, fault.NotFound) {
 			err = fault.New(fault.NotFound, "there is no VM %q any more", vm.Name).WithHint("list them: banger ps")
 		}
 		return nil, err
 	}
-	return &hold{Service: s, vm: again, release: release}, nil
+	return &hold{core: s, grant: g, vm: again}, nil
 }
 
 // dirs names the directories of the held VM.

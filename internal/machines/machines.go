@@ -6,7 +6,8 @@
 //
 // Locks: each VM has one lock, held by one named operation at a time (lock.go) for as long as that takes; whoever comes
 // meanwhile waits a moment and is then told who holds it. table.mu guards the table of locks and attachments and is
-// never held over I/O. There is no other lock; nothing is locked across VMs.
+// never held over I/O. admission is held over the two statements of SQL that compare the memory of all VMs with the
+// host's and record a start. There is no other lock; nothing else is locked across VMs.
 //
 // Goroutines: one per attached monitor, which follows the monitor's status and records its end. Run owns them all. When
 // Run's context ends they stop watching and the VMs go on running.
@@ -21,6 +22,7 @@ import (
 	"sync"
 	"time"
 
+	"banger/internal/config"
 	"banger/internal/fault"
 	"banger/internal/microvm"
 	"banger/internal/monitorlink"
@@ -35,6 +37,7 @@ type Store interface {
 	List(ctx context.Context) ([]microvm.VM, error)
 	SetState(ctx context.Context, id microvm.ID, c store.Change) error
 	SetImageDigest(ctx context.Context, id microvm.ID, digest string) error
+	UpdateSpec(ctx context.Context, id microvm.ID, spec microvm.Spec, detail string) error
 	Remove(ctx context.Context, id microvm.ID) error
 }
 
@@ -84,10 +87,15 @@ type Config struct {
 	Runtime     string         // likewise, for what does not outlive a reboot
 	Defaults    microvm.Spec   // for what a request leaves out
 	EgressAllow []netip.Prefix // granted beyond the default egress policy
+	HostMemory  int64          // bytes; 0: not known
+	Overcommit  config.Overcommit
 }
 
-// Service is the service of VMs.
-type Service struct {
+// Service is the service of VMs: its methods are what can be asked of it.
+type Service struct{ core }
+
+// core is what the service and a held VM share.
+type core struct {
 	config  Config
 	store   Store
 	sources Sources
@@ -97,16 +105,22 @@ type Service struct {
 	tasks  chan func(context.Context) // goroutines for Run to own
 	closed chan struct{}              // Run has ended
 
+	changes *changes
+
 	table table
+
+	admission sync.Mutex
 }
 
 // New returns a service. It does nothing before Run.
 func New(c Config, st Store, sources Sources, host Host, log *slog.Logger) *Service {
-	return &Service{
-		config: c, store: st, sources: sources, host: host, log: log,
+	ch := newChanges()
+	return &Service{core{
+		changes: ch,
+		config:  c, store: tellingStore{st, ch}, sources: sources, host: host, log: log,
 		tasks: make(chan func(context.Context)), closed: make(chan struct{}),
 		table: table{entries: map[microvm.ID]*entry{}},
-	}
+	}}
 }
 
 // Run owns the service's goroutines. It returns when the context has ended and they have.
@@ -125,7 +139,7 @@ func (s *Service) Run(ctx context.Context) {
 }
 
 // spawn hands a goroutine to Run.
-func (s *Service) spawn(task func(context.Context)) error {
+func (s *core) spawn(task func(context.Context)) error {
 	select {
 	case s.tasks <- task:
 		return nil
@@ -143,6 +157,9 @@ type Info struct {
 	Accel     string
 	Reason    string // why it was chosen
 	Status    monitorlink.Status
+
+	DiskAllocated int64 // bytes that its writable disks take up on the host
+	DiskApparent  int64 // bytes that they may take up
 }
 
 // List returns every VM, oldest first.
@@ -167,7 +184,7 @@ func (s *Service) Get(ctx context.Context, ref string) (Info, error) {
 	return s.infoOf(vm), nil
 }
 
-func (s *Service) resolve(ctx context.Context, ref string) (microvm.VM, error) {
+func (s *core) resolve(ctx context.Context, ref string) (microvm.VM, error) {
 	vms, err := s.store.List(ctx)
 	if err != nil {
 		return microvm.VM{}, err
@@ -175,8 +192,9 @@ func (s *Service) resolve(ctx context.Context, ref string) (microvm.VM, error) {
 	return microvm.Resolve(vms, ref)
 }
 
-func (s *Service) infoOf(vm microvm.VM) Info {
+func (s *core) infoOf(vm microvm.VM) Info {
 	info := Info{VM: vm, Directory: s.dirsOf(vm.ID).State}
+	info.DiskAllocated, info.DiskApparent = s.diskUse(vm.ID)
 	if a := s.table.attachment(vm.ID); a != nil {
 		info.Status, _ = a.get()
 		info.Backend, info.Accel, info.Reason = a.launch.Backend, a.launch.Accelerator, a.launch.Reason
@@ -185,7 +203,7 @@ func (s *Service) infoOf(vm microvm.VM) Info {
 }
 
 // dirs names the directories of a VM.
-func (s *Service) dirsOf(id microvm.ID) monitorlink.Dirs {
+func (s *core) dirsOf(id microvm.ID) monitorlink.Dirs {
 	return monitorlink.Dirs{
 		State:   filepath.Join(s.config.VMs, string(id)),
 		Runtime: filepath.Join(s.config.Runtime, string(id)),

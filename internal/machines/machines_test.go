@@ -226,7 +226,7 @@ func TestBusyAndCancelledStart(t *testing.T) {
 	for name, op := range map[string]func() error{
 		"start":  func() error { _, err := b.svc.Start(t.Context(), "a", nil); return err },
 		"stop":   func() error { _, err := b.svc.Stop(t.Context(), "a", 0, nil); return err },
-		"delete": func() error { return b.svc.Delete(t.Context(), "a", true) },
+		"delete": func() error { return b.svc.Delete(t.Context(), "a", false) },
 	} {
 		wg.Go(func() {
 			if err := op(); !fault.Is(err, fault.Busy) || !busy.MatchString(err.Error()) {

@@ -11,6 +11,7 @@ import (
 
 	"golang.org/x/sync/errgroup"
 
+	"banger/internal/journal"
 	"banger/internal/microvm"
 	"banger/internal/monitorlink"
 	"banger/internal/store"
@@ -80,7 +81,7 @@ func (s *Service) Recover(ctx context.Context) error {
 	return errors.Join(g.Wait(), s.sweep(known))
 }
 
-func (s *Service) recoverOne(ctx context.Context, vm microvm.VM) error {
+func (s *core) recoverOne(ctx context.Context, vm microvm.VM) error {
 	h, err := s.claimVM(ctx, vm, "recover", 0)
 	if err != nil {
 		return err
@@ -108,7 +109,7 @@ func (s *Service) recoverOne(ctx context.Context, vm microvm.VM) error {
 		act = discard // the client that it was made for went with the daemon
 	}
 	if act != keep {
-		s.log.Info("recover VM", "vm", vm.ID, "state", vm.State, "found", int(found), "action", int(act))
+		s.log.InfoContext(ctx, "recover VM", "vm", vm.ID, "state", vm.State, "found", int(found), "action", int(act))
 	}
 	return h.recoverBy(ctx, act, a)
 }
@@ -160,14 +161,16 @@ func (h *hold) adopt(ctx context.Context, a *attachment) error {
 	if st.Paused {
 		is = microvm.Paused
 	}
-	if state == is {
-		return nil
+	if state != is {
+		if err := h.store.SetState(ctx, h.vm.ID, store.Change{To: is}); err != nil {
+			return err
+		}
 	}
-	return h.store.SetState(ctx, h.vm.ID, store.Change{To: is})
+	return h.store.SetState(ctx, h.vm.ID, store.Change{Event: journal.Adopted, Cause: "it ran on while the daemon was away"})
 }
 
 // sweep removes directories that look like a VM's and belong to none.
-func (s *Service) sweep(known map[string]bool) error {
+func (s *core) sweep(known map[string]bool) error {
 	var errs []error
 	for _, parent := range []string{s.config.Runtime, s.config.VMs} {
 		entries, err := os.ReadDir(parent)

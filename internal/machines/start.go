@@ -39,6 +39,8 @@ func (s *Service) Start(ctx context.Context, ref string, report progress.Sink) (
 
 // start boots the VM. On failure no process and no runtime file is left.
 func (h *hold) start(ctx context.Context, report progress.Sink) error {
+	ctx, cancel := h.interruptible(ctx)
+	defer cancel()
 	if !h.vm.State.MayBecome(microvm.Starting) {
 		return fault.New(fault.Precondition, "start VM %s: it is %s", h.vm.Name, h.vm.State).
 			WithHint("see its state: banger vm show %s", h.vm.Name)
@@ -47,7 +49,10 @@ func (h *hold) start(ctx context.Context, report progress.Sink) error {
 	if err != nil {
 		return err
 	}
-	if err := h.store.SetState(ctx, h.vm.ID, store.Change{To: microvm.Starting}); err != nil {
+	if err := h.fitDisks(); err != nil {
+		return err
+	}
+	if err := h.enter(ctx, report); err != nil {
 		return err
 	}
 	for attempt := 1; ; attempt++ {
@@ -57,7 +62,7 @@ func (h *hold) start(ctx context.Context, report progress.Sink) error {
 		case err == nil:
 			return nil
 		case isEnd && ended.hung() && attempt < attempts && ctx.Err() == nil:
-			h.log.Warn("guest did not come up, trying again", "vm", h.vm.ID, "cause", ended.exit.Cause,
+			h.log.WarnContext(ctx, "guest did not come up, trying again", "vm", h.vm.ID, "cause", ended.exit.Cause,
 				"detail", ended.exit.Detail, "console", ended.exit.ConsoleTail)
 			report.Send(progress.Update{Stage: "boot", Detail: "the guest did not come up; trying once more"})
 			continue
@@ -138,6 +143,13 @@ func (h *hold) end(ctx context.Context, a *attachment) error {
 		err = nil
 	case <-time.After(wait):
 		err = a.dirs.KillMonitor(killTimeout)
+		if err == nil {
+			// The follower is about to make sure of the monitor's end as well, and would kill one that came meanwhile.
+			select {
+			case <-a.done:
+			case <-h.closed:
+			}
+		}
 	}
 	h.table.setAttachment(h.vm.ID, nil)
 	return err

@@ -72,7 +72,7 @@ func (h *hold) shutdown(ctx context.Context, a *attachment, timeout time.Duratio
 	err := guestlink.NewClient(a.client).Shutdown(ask, guestproto.PowerOff)
 	cancel()
 	if err != nil {
-		h.log.Warn("ask guest to shut down", "vm", a.id, "err", err)
+		h.log.WarnContext(ctx, "ask guest to shut down", "vm", a.id, "err", err)
 		select {
 		case <-a.done: // it was quicker than its answer
 			return true
@@ -85,13 +85,19 @@ func (h *hold) shutdown(ctx context.Context, a *attachment, timeout time.Duratio
 		return true
 	case <-deadline.C:
 		return false
+	case <-h.interrupted:
+		return false
 	}
 }
 
 // Delete removes a VM and every trace of it. A VM that runs is refused unless force is set. Once begun it goes on to the
-// end, whatever the caller does; every part of it is tried.
+// end, whatever the caller does; every part of it is tried. With force, an operation that is under way is interrupted.
 func (s *Service) Delete(ctx context.Context, ref string, force bool) error {
-	h, err := s.claim(ctx, ref, "delete")
+	take := s.claim
+	if force {
+		take = s.seize
+	}
+	h, err := take(ctx, ref, "delete")
 	if err != nil {
 		return err
 	}
@@ -128,7 +134,7 @@ func (h *hold) delete(ctx context.Context) error {
 	if removed == nil {
 		errs = append(errs, h.store.Remove(ctx, h.vm.ID))
 	}
-	h.log.Info("VM deleted", "vm", h.vm.ID, "name", h.vm.Name)
+	h.log.InfoContext(ctx, "VM deleted", "vm", h.vm.ID, "name", h.vm.Name)
 	return errors.Join(errs...)
 }
 

@@ -4,6 +4,7 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"slices"
 	"time"
 )
 
@@ -28,8 +29,7 @@ func (u *undo) run(ctx context.Context, err error) error {
 	ctx, cancel := context.WithTimeout(context.WithoutCancel(ctx), undoTimeout)
 	defer cancel()
 	errs := []error{err}
-	for i := len(*u) - 1; i >= 0; i-- {
-		step := (*u)[i]
+	for _, step := range slices.Backward(*u) {
 		if e := step.do(ctx); e != nil {
 			errs = append(errs, fmt.Errorf("%s: %w", step.name, e))
 		}

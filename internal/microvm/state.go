@@ -1,5 +1,7 @@
 package microvm
 
+import "slices"
+
 // State is where a VM is in its life, as recorded in the store. A state that ends in -ing is an intent: it is recorded
 // before the work begins, so that a crash in the midst of the work leaves something to recover from.
 type State string
@@ -35,12 +37,7 @@ var next = map[State][]State{ //nolint:gochecknoglobals // a constant table
 
 // MayBecome reports whether a VM in state s may be recorded in state t next.
 func (s State) MayBecome(t State) bool {
-	for _, n := range next[s] {
-		if n == t {
-			return true
-		}
-	}
-	return false
+	return slices.Contains(next[s], t)
 }
 
 // HasProcess reports whether a VM in this state may have a living monitor process.

@@ -1,14 +1,14 @@
 // Package monitor is the process that stands beside one VM for as long as it runs. It is the parent of the VMM and owns
-// what must live exactly as long: the VMM itself, the user-mode network, the console log, the link to the agent. It
-// outlives the daemon, holds no policy and writes no database: it does what its launch record says, tells its status
-// to whoever watches, and leaves a last word (exit.json) in the VM's directory.
+// what must live exactly as long: the VMM itself, the user-mode network, the console log, the link to the agent, samples
+// of use (an hour of them). It outlives the daemon, holds no policy and writes no database: it does what its launch
+// record says, tells its status to whoever watches, and leaves a last word (exit.json) in the VM's directory.
 //
 // Goroutines: Run owns all of them and returns when the VMM is gone and they have ended. Shutdown order: VMM, network
 // and console (they end with their descriptors), exit record, watchers (who see Ended and then the end of the stream),
 // socket.
 //
-// Locks: board.mu guards the status, console.mu the log; neither is held while the other is taken, nor over a read or
-// write that a peer could block. The console's file is written under its lock: it is a local file.
+// Locks: board.mu guards the status, console.mu the log, samples.mu the samples; none is held while another is taken, nor
+// over a read or write that a peer could block. The console's file is written under its lock: it is a local file.
 package monitor
 
 import (
@@ -42,6 +42,7 @@ type Monitor struct {
 	board   *board
 	console *console
 	link    *link
+	samples *samples
 }
 
 // New returns the monitor of the VM whose directories are given. It does nothing yet.
@@ -51,6 +52,7 @@ func New(dirs monitorlink.Dirs, launch monitorlink.Launch, ln *net.UnixListener,
 		board:   newBoard(monitorlink.Status{Phase: monitorlink.Booting, MonitorPid: os.Getpid()}),
 		console: newConsole(dirs.ConsoleLog()),
 		link:    newLink(),
+		samples: newSamples(),
 	}
 }
 
@@ -93,12 +95,18 @@ func (m *Monitor) session(ctx context.Context) monitorlink.Exit {
 	defer vmm.Console().Close() //nolint:errcheck // nothing to flush
 	var wg sync.WaitGroup
 	defer wg.Wait()
+	defer func() {
+		m.console.settle()
+		_ = vmm.Console().Close() // it does not end by itself if someone else holds the other end
+	}()
 	defer cancel()
 	if network != nil {
 		wg.Go(func() { m.runNetwork(ctx, network) })
 	}
 	wg.Go(func() { m.console.pump(vmm.Console()) })
 	wg.Go(func() { m.serve(ctx, vmm) })
+	wg.Go(func() { m.sample(ctx, vmm.Pid(), network) })
+	wg.Go(func() { m.askGuest(ctx) })
 	ready := make(chan guestReady, 1)
 	wg.Go(func() { m.link.keep(ctx, vmm.Link(), m.board, ready, m.log) })
 

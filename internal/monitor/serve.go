@@ -7,6 +7,8 @@ import (
 	"sync"
 	"time"
 
+	"golang.org/x/sys/unix"
+
 	"banger/internal/fault"
 	"banger/internal/hypervisor"
 	"banger/internal/monitorlink"
@@ -68,6 +70,19 @@ func (m *Monitor) handle(ctx context.Context, conn *net.UnixConn, vmm hypervisor
 		vmm.Kill()
 		_ = conn.SetWriteDeadline(time.Now().Add(requestTimeout))
 		_ = answer(conn, nil)
+	case monitorlink.OpSignal:
+		// The VMM is our child: until it has been waited for, its pid is nobody else's.
+		_ = answer(conn, unix.Kill(vmm.Pid(), unix.Signal(req.Signal)))
+	case monitorlink.OpSamples:
+		var spec monitorlink.SamplesSpec
+		if req.Samples != nil {
+			spec = *req.Samples
+		}
+		if answer(conn, nil) == nil {
+			m.sendSamples(ctx, conn, spec)
+		}
+	case monitorlink.OpGrow:
+		_ = answer(conn, grow(ctx, vmm, req.Grow))
 	case monitorlink.OpPause, monitorlink.OpResume:
 		_ = answer(conn, m.pause(ctx, vmm, req.Op == monitorlink.OpPause))
 	default:

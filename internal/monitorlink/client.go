@@ -23,6 +23,10 @@ func NewClient(socket string) *Client { return &Client{socket: socket} }
 
 // open connects, sends the request and reads the answer.
 func (c *Client) open(ctx context.Context, op Op) (*net.UnixConn, error) {
+	return c.request(ctx, Request{Op: op})
+}
+
+func (c *Client) request(ctx context.Context, req Request) (*net.UnixConn, error) {
 	var d net.Dialer
 	conn, err := d.DialContext(ctx, "unix", c.socket)
 	if ctx.Err() != nil {
@@ -36,7 +40,7 @@ func (c *Client) open(ctx context.Context, op Op) (*net.UnixConn, error) {
 	}
 	stop := context.AfterFunc(ctx, func() { _ = conn.SetDeadline(time.Unix(1, 0)) })
 	var res Response
-	err = errors.Join(WriteLine(conn, Request{Op: op}), ReadLine(conn, &res))
+	err = errors.Join(WriteLine(conn, req), ReadLine(conn, &res))
 	if !stop() && err == nil {
 		err = ctx.Err()
 	}
@@ -66,11 +70,30 @@ func (c *Client) Follow(ctx context.Context) (net.Conn, error) { return c.open(c
 // Kill ends the VMM and returns when it is gone.
 func (c *Client) Kill(ctx context.Context) error { return c.do(ctx, OpKill) }
 
+// Signal sends a signal to the VMM process.
+func (c *Client) Signal(ctx context.Context, signal int) error {
+	conn, err := c.request(ctx, Request{Op: OpSignal, Signal: signal})
+	if err != nil {
+		return err
+	}
+	return conn.Close()
+}
+
 // Pause stops the vCPUs.
 func (c *Client) Pause(ctx context.Context) error { return c.do(ctx, OpPause) }
 
 // Resume lets the vCPUs go on.
 func (c *Client) Resume(ctx context.Context) error { return c.do(ctx, OpResume) }
+
+// GrowDisk makes a disk of the VM larger; size is in bytes. Errors are those of hypervisor.DiskGrower, and
+// fault.Unsupported if the VMM cannot, or the monitor is of an older banger.
+func (c *Client) GrowDisk(ctx context.Context, serial string, size int64) error {
+	conn, err := c.request(ctx, Request{Op: OpGrow, Grow: &GrowSpec{Serial: serial, Size: size}})
+	if err != nil {
+		return err
+	}
+	return conn.Close()
+}
 
 func (c *Client) do(ctx context.Context, op Op) error {
 	conn, err := c.open(ctx, op)

@@ -108,6 +108,11 @@ func (d Dirs) Alive() (bool, error) {
 	if errors.Is(err, unix.EWOULDBLOCK) {
 		return true, nil
 	}
+	// Given back now: a child that is just being started has a copy of the file until it has become its own program, and
+	// would keep the lock for as long.
+	if err == nil {
+		err = unix.Flock(int(f.Fd()), unix.LOCK_UN)
+	}
 	if err != nil {
 		return false, fmt.Errorf("test monitor lock: %w", err)
 	}
@@ -187,13 +192,13 @@ func readJSON(path string, v any) error {
 	return nil
 }
 
-// WriteJSON writes a value to a file, whole or not at all.
+// WriteJSON writes a value to a file, whole or not at all. A file has one writer at a time: whoever holds the VM's lock.
 func WriteJSON(path string, v any) error {
 	b, err := json.Marshal(v)
 	if err != nil {
 		return fmt.Errorf("encode %s: %w", filepath.Base(path), err)
 	}
-	tmp := path + ".tmp" + strconv.Itoa(os.Getpid())
+	tmp := path + ".tmp" // always the same name, so that what a killed process leaves is written over
 	if err := os.WriteFile(tmp, b, 0o600); err != nil {
 		_ = os.Remove(tmp)
 		if errors.Is(err, syscall.ENOSPC) {

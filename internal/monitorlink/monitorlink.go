@@ -96,13 +96,25 @@ const (
 	OpConsole Op = "console" // raw, both ways: the serial console from now on
 	OpFollow  Op = "follow"  // raw: the console's log so far, then what comes
 	OpKill    Op = "kill"    // end the VMM; answered when it is gone
+	OpSignal  Op = "signal"  // send Request.Signal to the VMM
 	OpPause   Op = "pause"
 	OpResume  Op = "resume"
+	OpGrow    Op = "grow"    // make a disk larger, as Request.Grow says
+	OpSamples Op = "samples" // lines with a Sample each, as Request.Samples says
 )
 
 // Request is the first line of a connection.
 type Request struct {
-	Op Op
+	Op      Op
+	Signal  int          `json:",omitempty"` // with OpSignal
+	Grow    *GrowSpec    `json:",omitempty"` // with OpGrow
+	Samples *SamplesSpec `json:",omitempty"` // with OpSamples; nil: the newest
+}
+
+// GrowSpec says which disk is to have what size.
+type GrowSpec struct {
+	Serial string
+	Size   int64 // bytes
 }
 
 // Response is the monitor's answer to a request.

@@ -94,6 +94,16 @@ func serveOne(conn net.Conn, req monitorlink.Request) error {
 			err = errors.Join(err, monitorlink.WriteLine(conn, monitorlink.Status{Phase: p, MonitorPid: os.Getpid()}))
 		}
 		return err
+	case monitorlink.OpSamples:
+		err := monitorlink.WriteLine(conn, monitorlink.Response{})
+		if req.Samples.History {
+			err = errors.Join(err, monitorlink.WriteLine(conn, monitorlink.Sample{At: 1}))
+		}
+		if !req.Samples.Follow {
+			return errors.Join(err, monitorlink.WriteLine(conn, monitorlink.Sample{At: 2, CPUPercent: 1.5, HasGuest: true, Processes: 3}))
+		}
+		_, werr := conn.Write([]byte("no sample\n{\"At\":"))
+		return errors.Join(err, werr)
 	case monitorlink.OpStream:
 		// What a child of a monitor inherits, with other files in the first descriptors.
 		null, err := os.Open(os.DevNull)

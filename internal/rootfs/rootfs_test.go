@@ -289,7 +289,7 @@ func TestSparseFile(t *testing.T) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	defer f.Close()
+	defer f.Close() //nolint:errcheck // its content is read back
 	s := &sparseFile{f: f}
 	want := make([]byte, 64<<10)
 	write := func(at int, p []byte) {

@@ -15,7 +15,7 @@ import (
 	"banger/internal/guestproto"
 	"banger/internal/machines"
 	"banger/internal/microvm"
-	"banger/internal/progress"
+	"banger/internal/operations"
 )
 
 // attachStream is one call that runs a command. Sending is safe from any goroutine.
@@ -30,10 +30,10 @@ func (a *attachStream) send(m *bangerv1.AttachResponse) error {
 	return a.stream.Send(m)
 }
 
-func (a *attachStream) sink() progress.Sink {
-	return func(u progress.Update) {
-		_ = a.send(&bangerv1.AttachResponse{Kind: &bangerv1.AttachResponse_Progress{Progress: toProgress(u)}})
-	}
+// progress drops what cannot be sent: the end of the client's context tells the work.
+func (a *attachStream) progress(p *bangerv1.Progress) error {
+	_ = a.send(&bangerv1.AttachResponse{Kind: &bangerv1.AttachResponse_Progress{Progress: p}})
+	return nil
 }
 
 // first reads the message that says what to do.
@@ -73,7 +73,7 @@ func (v *VMs) Run(ctx context.Context, stream *connect.BidiStream[bangerv1.Attac
 		return toError(fault.New(fault.Invalid, "the start message does not say what VM to create"))
 	}
 	create.Start = true
-	info, err := v.create(ctx, create, start.GetRemove(), a.sink())
+	info, err := v.createFor(ctx, a, create, start.GetRemove())
 	if start.GetRemove() && info.ID != "" {
 		defer func() { err = toError(errors.Join(err, v.remove(ctx, info, err))) }()
 	}
@@ -84,6 +84,22 @@ func (v *VMs) Run(ctx context.Context, stream *connect.BidiStream[bangerv1.Attac
 		return err
 	}
 	return toError(v.exec(ctx, a, string(info.ID), start.GetExec()))
+}
+
+// createFor creates and starts a VM for a client that waits for it: the operation is cancelled when the client goes away.
+func (v *VMs) createFor(ctx context.Context, a *attachStream, req *bangerv1.CreateRequest, ephemeral bool) (machines.Info, error) {
+	var info machines.Info
+	op, err := v.operations.Start(ctx, operations.Request{Kind: "run", Name: req.GetName()},
+		func(ctx context.Context, op *operations.Operation) (err error) {
+			info, err = v.create(ctx, op, req, ephemeral)
+			return err
+		})
+	if err != nil {
+		return info, err
+	}
+	defer context.AfterFunc(ctx, func() { op.Cancel(fault.New(fault.Canceled, "its client has gone away")) })()
+	err = relay(context.WithoutCancel(ctx), op, a.progress) // to the end, so that it is known what there is to remove
+	return info, err
 }
 
 // remove deletes the VM of a finished Run. One whose start failed is kept for whoever wants to know why, unless the

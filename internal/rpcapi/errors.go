@@ -50,9 +50,12 @@ func toError(err error) error {
 }
 
 func newError(code connect.Code, kind string, err error) *connect.Error {
+	return detailedError(code, &bangerv1.ErrorDetail{Kind: kind, Hint: fault.HintOf(err)}, err)
+}
+
+func detailedError(code connect.Code, about *bangerv1.ErrorDetail, err error) *connect.Error {
 	ce := connect.NewError(code, errors.New(err.Error()))
-	detail, derr := connect.NewErrorDetail(&bangerv1.ErrorDetail{Kind: kind, Hint: fault.HintOf(err)})
-	if derr == nil {
+	if detail, err := connect.NewErrorDetail(about); err == nil {
 		ce.AddDetail(detail)
 	}
 	return ce

@@ -89,8 +89,8 @@ func serveStub(t *testing.T, s System) *rpcclient.Client {
 	}
 	var protocols http.Protocols
 	protocols.SetUnencryptedHTTP2(true)
-	server := &http.Server{Handler: Handler(NewVMs(nil), nil, nil, s), Protocols: &protocols} //nolint:gosec // a test's client is not slow
-	go server.Serve(ln)                                                                       //nolint:errcheck // ends with the test
+	server := &http.Server{Handler: Handler(Services{System: s}), Protocols: &protocols} //nolint:gosec // a test's client is not slow
+	go server.Serve(ln)                                                                  //nolint:errcheck // ends with the test
 	t.Cleanup(func() { _ = server.Close() })
 	c, err := rpcclient.Connect(t.Context(), rpcclient.Options{Socket: socket})
 	if err != nil {

@@ -11,7 +11,10 @@ import (
 	bangerv1 "banger/internal/gen/banger/v1"
 	"banger/internal/gen/banger/v1/bangerv1connect"
 	"banger/internal/images"
+	"banger/internal/journal"
 	"banger/internal/kernels"
+	"banger/internal/machines"
+	"banger/internal/operations"
 )
 
 // Check is one requirement and whether it is met.
@@ -90,8 +93,9 @@ func (s systemServer) Shutdown(
 
 // imageServer serves the image service.
 type imageServer struct {
-	images  *images.Store
-	kernels *kernels.Store
+	images     *images.Store
+	kernels    *kernels.Store
+	operations *operations.Registry
 }
 
 func (s imageServer) ListImages(
@@ -120,12 +124,11 @@ func (s imageServer) PullImage(
 	if req.Msg.GetName() == "" {
 		return toError(fault.New(fault.Invalid, "no image named"))
 	}
-	events := &eventStream{stream: stream}
-	im, err := s.images.Ensure(ctx, req.Msg.GetName(), events.sink())
-	if err != nil {
-		return toError(err)
-	}
-	return events.send(&bangerv1.Event{Kind: &bangerv1.Event_Image{Image: toImage(im)}})
+	return operate(ctx, s.operations, stream, operations.Request{Kind: "pull", Name: req.Msg.GetName()},
+		func(ctx context.Context, op *operations.Operation) (*bangerv1.Event, error) {
+			im, err := s.images.Ensure(ctx, req.Msg.GetName(), op.Report)
+			return &bangerv1.Event{Kind: &bangerv1.Event_Image{Image: toImage(im)}}, err
+		})
 }
 
 func (s imageServer) ListKernels(
@@ -144,8 +147,18 @@ func (s imageServer) ListKernels(
 	return connect.NewResponse(res), nil
 }
 
+// Services is what the API is an API of.
+type Services struct {
+	Machines   *machines.Service
+	Images     *images.Store
+	Kernels    *kernels.Store
+	Operations *operations.Registry
+	Journal    *journal.Journal
+	System     System
+}
+
 // Handler returns the whole API as one HTTP handler.
-func Handler(v *VMs, im *images.Store, k *kernels.Store, s System) http.Handler {
+func Handler(s Services) http.Handler {
 	mux := http.NewServeMux()
 	options := []connect.HandlerOption{
 		connect.WithRecover(func(ctx context.Context, spec connect.Spec, _ http.Header, value any) error {
@@ -153,9 +166,11 @@ func Handler(v *VMs, im *images.Store, k *kernels.Store, s System) http.Handler 
 		}),
 		connect.WithReadMaxBytes(maxMessage),
 	}
-	mux.Handle(bangerv1connect.NewVMServiceHandler(v, options...))
-	mux.Handle(bangerv1connect.NewImageServiceHandler(imageServer{im, k}, options...))
-	mux.Handle(bangerv1connect.NewSystemServiceHandler(systemServer{s}, options...))
+	mux.Handle(bangerv1connect.NewVMServiceHandler(&VMs{machines: s.Machines, operations: s.Operations}, options...))
+	mux.Handle(bangerv1connect.NewImageServiceHandler(imageServer{s.Images, s.Kernels, s.Operations}, options...))
+	mux.Handle(bangerv1connect.NewOperationServiceHandler(operationServer{s.Operations}, options...))
+	mux.Handle(bangerv1connect.NewEventServiceHandler(eventServer{s.Journal}, options...))
+	mux.Handle(bangerv1connect.NewSystemServiceHandler(systemServer{s.System}, options...))
 	return mux
 }
 

@@ -22,6 +22,7 @@ func toVM(info machines.Info) *bangerv1.VM {
 		Accelerator: info.Accel, Backend: info.Backend, BackendReason: info.Reason,
 		MonitorPid: int64(info.Status.MonitorPid), VmmPid: int64(info.Status.VMMPid),
 		KernelRelease: info.Status.KernelRelease, Directory: info.Directory,
+		DiskAllocated: info.DiskAllocated, DiskApparent: info.DiskApparent,
 	}
 	for _, st := range info.Status.Stages {
 		vm.StartStages = append(vm.StartStages, &bangerv1.Stage{Name: st.Name, Elapsed: durationpb.New(st.Elapsed)})

@@ -5,7 +5,6 @@ import (
 	"errors"
 	"io"
 	"os"
-	"sync"
 	"time"
 
 	"connectrpc.com/connect"
@@ -14,6 +13,7 @@ import (
 	bangerv1 "banger/internal/gen/banger/v1"
 	"banger/internal/gen/banger/v1/bangerv1connect"
 	"banger/internal/machines"
+	"banger/internal/operations"
 	"banger/internal/progress"
 )
 
@@ -21,59 +21,57 @@ import (
 type VMs struct {
 	bangerv1connect.UnimplementedVMServiceHandler // for what this version does not have
 
-	machines *machines.Service
+	machines   *machines.Service
+	operations *operations.Registry
 }
-
-// NewVMs returns the server of the VM service.
-func NewVMs(m *machines.Service) *VMs { return &VMs{machines: m} }
 
 // defaultStopTimeout is how long a guest may take to shut down unless the client says otherwise.
 const defaultStopTimeout = 10 * time.Second
 
-// eventStream sends events of one long call; progress may come from any goroutine.
-type eventStream struct {
-	mu     sync.Mutex
-	stream *connect.ServerStream[bangerv1.Event]
-}
-
-func (e *eventStream) send(ev *bangerv1.Event) error {
-	e.mu.Lock()
-	defer e.mu.Unlock()
-	return e.stream.Send(ev)
-}
-
-// sink drops what cannot be sent: the end of the client's context tells the work.
-func (e *eventStream) sink() progress.Sink {
-	return func(u progress.Update) {
-		_ = e.send(&bangerv1.Event{Kind: &bangerv1.Event_Progress{Progress: toProgress(u)}})
-	}
-}
-
-func (e *eventStream) finish(info machines.Info, err error) error {
+// operate serves a long call about a VM that there is.
+func (v *VMs) operate(
+	ctx context.Context, stream *connect.ServerStream[bangerv1.Event], kind, ref string,
+	work func(ctx context.Context, id string, report progress.Sink) (machines.Info, error),
+) error {
+	vm, err := v.machines.Get(ctx, ref)
 	if err != nil {
 		return toError(err)
 	}
-	return e.send(&bangerv1.Event{Kind: &bangerv1.Event_Vm{Vm: toVM(info)}})
+	return operate(ctx, v.operations, stream, operations.Request{Kind: kind, VM: vm.ID, Name: vm.Name},
+		func(ctx context.Context, op *operations.Operation) (*bangerv1.Event, error) {
+			info, err := work(ctx, string(vm.ID), op.Report)
+			return vmEvent(info), err
+		})
+}
+
+func vmEvent(info machines.Info) *bangerv1.Event {
+	return &bangerv1.Event{Kind: &bangerv1.Event_Vm{Vm: toVM(info)}}
 }
 
 // Create implements the call of the same name.
 func (v *VMs) Create(
 	ctx context.Context, req *connect.Request[bangerv1.CreateRequest], stream *connect.ServerStream[bangerv1.Event],
 ) error {
-	events := &eventStream{stream: stream}
-	info, err := v.create(ctx, req.Msg, false, events.sink())
-	return events.finish(info, err)
+	return operate(ctx, v.operations, stream, operations.Request{Kind: "create", Name: req.Msg.GetName()},
+		func(ctx context.Context, op *operations.Operation) (*bangerv1.Event, error) {
+			info, err := v.create(ctx, op, req.Msg, false)
+			return vmEvent(info), err
+		})
 }
 
-func (v *VMs) create(ctx context.Context, req *bangerv1.CreateRequest, ephemeral bool, report progress.Sink) (machines.Info, error) {
+// create makes a VM and starts it if that is asked for. A VM that was made and did not start is returned, too.
+func (v *VMs) create(
+	ctx context.Context, op *operations.Operation, req *bangerv1.CreateRequest, ephemeral bool,
+) (machines.Info, error) {
 	vm, err := v.machines.Create(ctx, machines.CreateRequest{
 		Name: req.GetName(), Spec: fromSpec(req.GetSpec()), Ephemeral: ephemeral,
-	}, report)
+	}, op.Report)
 	if err != nil {
 		return machines.Info{}, err
 	}
+	op.About(vm.ID, vm.Name)
 	if req.GetStart() {
-		info, err := v.machines.Start(ctx, string(vm.ID), report)
+		info, err := v.machines.Start(ctx, string(vm.ID), op.Report)
 		info.ID = vm.ID
 		return info, err
 	}
@@ -84,36 +82,35 @@ func (v *VMs) create(ctx context.Context, req *bangerv1.CreateRequest, ephemeral
 func (v *VMs) Start(
 	ctx context.Context, req *connect.Request[bangerv1.StartRequest], stream *connect.ServerStream[bangerv1.Event],
 ) error {
-	events := &eventStream{stream: stream}
-	info, err := v.machines.Start(ctx, req.Msg.GetVm(), events.sink())
-	return events.finish(info, err)
+	return v.operate(ctx, stream, "start", req.Msg.GetVm(), v.machines.Start)
 }
 
 // Stop implements the call of the same name.
 func (v *VMs) Stop(
 	ctx context.Context, req *connect.Request[bangerv1.StopRequest], stream *connect.ServerStream[bangerv1.Event],
 ) error {
-	timeout := defaultStopTimeout
-	if t := req.Msg.GetTimeout(); t != nil {
-		if timeout = t.AsDuration(); timeout < 0 {
-			return toError(fault.New(fault.Invalid, "bad timeout %s", timeout))
-		}
+	timeout, err := stopTimeout(req.Msg.GetTimeout())
+	if err != nil {
+		return toError(err)
 	}
-	events := &eventStream{stream: stream}
-	info, err := v.machines.Stop(ctx, req.Msg.GetVm(), timeout, events.sink())
-	return events.finish(info, err)
+	return v.operate(ctx, stream, "stop", req.Msg.GetVm(),
+		func(ctx context.Context, id string, report progress.Sink) (machines.Info, error) {
+			return v.machines.Stop(ctx, id, timeout, report)
+		})
 }
 
 // Delete implements the call of the same name.
 func (v *VMs) Delete(
 	ctx context.Context, req *connect.Request[bangerv1.DeleteRequest], stream *connect.ServerStream[bangerv1.Event],
 ) error {
-	info, err := v.machines.Get(ctx, req.Msg.GetVm())
-	if err != nil {
-		return toError(err)
-	}
-	events := &eventStream{stream: stream}
-	return events.finish(info, v.machines.Delete(ctx, string(info.ID), req.Msg.GetForce()))
+	return v.operate(ctx, stream, "delete", req.Msg.GetVm(),
+		func(ctx context.Context, id string, _ progress.Sink) (machines.Info, error) {
+			info, err := v.machines.Get(ctx, id)
+			if err != nil {
+				return info, err
+			}
+			return info, v.machines.Delete(ctx, id, req.Msg.GetForce())
+		})
 }
 
 // List implements the call of the same name.

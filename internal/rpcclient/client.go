@@ -47,9 +47,11 @@ type Options struct {
 
 // Client is a connection to a daemon that has answered.
 type Client struct {
-	VMs    bangerv1connect.VMServiceClient
-	Images bangerv1connect.ImageServiceClient
-	System bangerv1connect.SystemServiceClient
+	VMs        bangerv1connect.VMServiceClient
+	Operations bangerv1connect.OperationServiceClient
+	Events     bangerv1connect.EventServiceClient
+	Images     bangerv1connect.ImageServiceClient
+	System     bangerv1connect.SystemServiceClient
 	// Status is what the daemon said of itself when the connection was made.
 	Status *bangerv1.StatusResponse
 
@@ -151,10 +153,12 @@ func newClient(socket string, first net.Conn) *Client {
 	)
 	h := &http.Client{Transport: t}
 	return &Client{
-		VMs:       bangerv1connect.NewVMServiceClient(h, baseURL, options),
-		Images:    bangerv1connect.NewImageServiceClient(h, baseURL, options),
-		System:    bangerv1connect.NewSystemServiceClient(h, baseURL, options),
-		transport: t,
+		VMs:        bangerv1connect.NewVMServiceClient(h, baseURL, options),
+		Operations: bangerv1connect.NewOperationServiceClient(h, baseURL, options),
+		Events:     bangerv1connect.NewEventServiceClient(h, baseURL, options),
+		Images:     bangerv1connect.NewImageServiceClient(h, baseURL, options),
+		System:     bangerv1connect.NewSystemServiceClient(h, baseURL, options),
+		transport:  t,
 	}
 }
 

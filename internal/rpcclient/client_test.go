@@ -61,7 +61,7 @@ func daemonMain(how, dir string) int {
 	time.Sleep(100 * time.Millisecond) // the lock is held, nobody listens yet
 	socket := filepath.Join(dir, "s")
 	_ = os.Remove(socket)
-	l, err := net.Listen("unix", socket) //nolint:noctx // a test's process
+	l, err := net.Listen("unix", socket)
 	if err != nil {
 		return 7
 	}
@@ -107,7 +107,7 @@ func server(f *fakeDaemon) *http.Server {
 // place makes a directory with a path that is short enough for a socket.
 func place(t *testing.T) string {
 	t.Helper()
-	dir, err := os.MkdirTemp("", "bgr")
+	dir, err := os.MkdirTemp("", "bgr") //nolint:usetesting // the test's name would make the path of a socket too long
 	if err != nil {
 		t.Fatal(err)
 	}

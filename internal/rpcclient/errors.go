@@ -53,7 +53,7 @@ func toFault(err error) error {
 
 // transportFault is for errors that arose on this side: the caller gave up, or the connection broke.
 func transportFault(e *connect.Error) error {
-	switch e.Code() { //nolint:exhaustive // the others are not made on this side, or mean the same
+	switch e.Code() {
 	case connect.CodeCanceled:
 		return &fault.Error{Kind: fault.Canceled, Err: e}
 	case connect.CodeDeadlineExceeded:
@@ -89,7 +89,7 @@ func kindOfName(name string) fault.Kind {
 }
 
 func kindOfCode(c connect.Code) fault.Kind {
-	switch c { //nolint:exhaustive // the rest is unclassified
+	switch c {
 	case connect.CodeCanceled:
 		return fault.Canceled
 	case connect.CodeInvalidArgument, connect.CodeOutOfRange:

@@ -2,6 +2,8 @@
 // the schema, its migrations and the rule that a state may only be followed by the states that package microvm allows.
 // It does not keep observations (process ids, sockets): those are found again in the VM's own directories.
 //
+// Each change of a VM writes its event to the journal in the same transaction; what is an event is decided here.
+//
 // A Store may be used from many goroutines; SQLite's WAL mode lets readers go on beside the one writer. A commit
 // survives the death of every process of the host. After a loss of power the last commits may be gone, but the database
 // is whole (synchronous=NORMAL, https://www.sqlite.org/pragma.html#pragma_synchronous).
@@ -21,13 +23,16 @@ import (
 	sqlite3 "modernc.org/sqlite/lib"
 
 	"banger/internal/fault"
+	"banger/internal/journal"
 	"banger/internal/microvm"
+	"banger/internal/progress"
 )
 
 // Store is an open database.
 type Store struct {
-	db  *sql.DB
-	now func() time.Time
+	db      *sql.DB
+	journal *journal.Journal
+	now     func() time.Time
 }
 
 // Open opens the database at path, makes it if it does not exist, and brings an older one up to date, with a copy of it
@@ -40,8 +45,11 @@ func Open(ctx context.Context, path string) (*Store, error) {
 	if err != nil {
 		return nil, err
 	}
-	return &Store{db: db, now: time.Now}, nil
+	return &Store{db: db, journal: journal.New(db), now: time.Now}, nil
 }
+
+// Journal returns the journal of what happened to the VMs.
+func (s *Store) Journal() *journal.Journal { return s.journal }
 
 // open opens the file with all pragmas in the DSN, so that every connection of the pool has them.
 func open(path, mode string) (*sql.DB, error) {
@@ -72,10 +80,13 @@ func (s *Store) Insert(ctx context.Context, vm *microvm.VM) error {
 		return fmt.Errorf("encode spec of VM %s: %w", vm.ID, err)
 	}
 	now := s.now().UTC()
-	_, err = s.db.ExecContext(ctx,
-		`INSERT INTO vms (id, name, spec, image_digest, state, cause, ephemeral, created_at, changed_at)
-		 VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?)`,
-		vm.ID, vm.Name, string(spec), vm.ImageDigest, vm.State, vm.Cause, vm.Ephemeral, now.UnixNano(), now.UnixNano())
+	err = s.change(ctx, func(tx *sql.Tx) (journal.Event, error) {
+		_, err := tx.ExecContext(ctx,
+			`INSERT INTO vms (id, name, spec, image_digest, state, cause, ephemeral, created_at, changed_at)
+			 VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?)`,
+			vm.ID, vm.Name, string(spec), vm.ImageDigest, vm.State, vm.Cause, vm.Ephemeral, now.UnixNano(), now.UnixNano())
+		return journal.Event{At: now, Kind: journal.Created, VM: vm.ID, Name: vm.Name}, err
+	})
 	if se, ok := errors.AsType[*sqlite.Error](err); ok && se.Code() == sqlite3.SQLITE_CONSTRAINT_UNIQUE {
 		return fault.New(fault.Exists, "a VM named %q exists already", vm.Name).
 			WithHint("choose another --name, or delete it: banger vm delete %s", vm.Name)
@@ -130,6 +141,24 @@ func (s *Store) SetImageDigest(ctx context.Context, id microvm.ID, digest string
 	return nil
 }
 
+// UpdateSpec records what is asked of a VM from now on; detail says what is different, for people. The caller holds the
+// VM's lock, so nobody else changes it meanwhile.
+func (s *Store) UpdateSpec(ctx context.Context, id microvm.ID, spec microvm.Spec, detail string) error {
+	text, err := json.Marshal(spec)
+	if err != nil {
+		return fmt.Errorf("encode spec of VM %s: %w", id, err)
+	}
+	err = s.change(ctx, func(tx *sql.Tx) (journal.Event, error) {
+		e := journal.Event{At: s.now().UTC(), Kind: journal.Changed, VM: id, Detail: detail}
+		err := tx.QueryRowContext(ctx, `UPDATE vms SET spec = ? WHERE id = ? RETURNING name`, string(text), id).Scan(&e.Name)
+		if errors.Is(err, sql.ErrNoRows) {
+			return e, fault.New(fault.NotFound, "no VM with id %s", id)
+		}
+		return e, err
+	})
+	return storageError("record spec of VM "+string(id), err)
+}
+
 // ImageInUse reports whether a VM's disks belong to the image with this digest. A VM that is being created counts, too:
 // which image it will get is not recorded yet.
 func (s *Store) ImageInUse(ctx context.Context, digest string) (bool, error) {
@@ -143,52 +172,100 @@ func (s *Store) ImageInUse(ctx context.Context, digest string) (bool, error) {
 
 // Change is a change of state.
 type Change struct {
-	To     microvm.State
-	Cause  string // why, for people
-	BootID string // with To == Running: the guest's boot id; kept while paused, forgotten otherwise
+	To     microvm.State // empty: it stays in the state that it is in, and only the event is recorded
+	Cause  string        // why, for people
+	BootID string        // with To == Running: the guest's boot id; kept while paused, forgotten otherwise
+	Event  journal.Kind  // empty: the one that follows from the states, if any does
 }
 
 // SetState records a change of state, if the table of package microvm allows it: fault.Precondition if not.
 func (s *Store) SetState(ctx context.Context, id microvm.ID, c Change) error {
-	tx, err := s.db.BeginTx(ctx, nil)
-	if err != nil {
-		return storageError("begin", err)
-	}
-	defer tx.Rollback() //nolint:errcheck // after Commit it does nothing
-	var from microvm.State
-	var boot string
-	err = tx.QueryRowContext(ctx, `SELECT state, boot_id FROM vms WHERE id = ?`, id).Scan(&from, &boot)
-	if errors.Is(err, sql.ErrNoRows) {
-		return fault.New(fault.NotFound, "no VM with id %s", id)
-	}
-	if err != nil {
-		return storageError("read VM "+string(id), err)
-	}
-	if !from.MayBecome(c.To) {
-		return fault.New(fault.Precondition, "VM %s is %s and cannot become %s", id, from, c.To)
-	}
-	switch {
-	case c.BootID != "":
-		boot = c.BootID
-	case !c.To.Live():
-		boot = ""
-	}
-	_, err = tx.ExecContext(ctx, `UPDATE vms SET state = ?, cause = ?, boot_id = ?, changed_at = ? WHERE id = ?`,
-		c.To, c.Cause, boot, s.now().UTC().UnixNano(), id)
-	if err != nil {
-		return storageError("record state of VM "+string(id), err)
-	}
-	if err := tx.Commit(); err != nil {
-		return storageError("record state of VM "+string(id), err)
-	}
-	return nil
+	err := s.change(ctx, func(tx *sql.Tx) (journal.Event, error) {
+		now := s.now().UTC()
+		e := journal.Event{At: now, Kind: c.Event, VM: id, Detail: c.Cause}
+		var from microvm.State
+		var boot string
+		err := tx.QueryRowContext(ctx, `SELECT name, state, boot_id FROM vms WHERE id = ?`, id).Scan(&e.Name, &from, &boot)
+		if errors.Is(err, sql.ErrNoRows) {
+			return e, fault.New(fault.NotFound, "no VM with id %s", id)
+		}
+		if err != nil || c.To == "" {
+			return e, err
+		}
+		if !from.MayBecome(c.To) {
+			return e, fault.New(fault.Precondition, "VM %s is %s and cannot become %s", id, from, c.To)
+		}
+		switch {
+		case c.BootID != "":
+			boot = c.BootID
+		case !c.To.Live():
+			boot = ""
+		}
+		if e.Kind == "" {
+			e.Kind = eventOf(from, c.To)
+		}
+		_, err = tx.ExecContext(ctx, `UPDATE vms SET state = ?, cause = ?, boot_id = ?, changed_at = ? WHERE id = ?`,
+			c.To, c.Cause, boot, now.UnixNano(), id)
+		return e, err
+	})
+	return storageError("record state of VM "+string(id), err)
 }
 
-// Remove forgets a VM. Forgetting one that is not there is no error.
-func (s *Store) Remove(ctx context.Context, id microvm.ID) error {
-	if _, err := s.db.ExecContext(ctx, `DELETE FROM vms WHERE id = ?`, id); err != nil {
-		return storageError("remove VM "+string(id), err)
+// eventOf returns what a change of state is in the journal; empty for one that is only an intent.
+func eventOf(from, to microvm.State) journal.Kind {
+	switch to {
+	case microvm.Running:
+		if from == microvm.Paused {
+			return journal.Resumed
+		}
+		return journal.Started
+	case microvm.Paused:
+		return journal.Paused
+	case microvm.Failed:
+		return journal.Failed
+	case microvm.Stopped:
+		if from.HasProcess() {
+			return journal.Stopped
+		}
+	case microvm.Creating, microvm.Starting, microvm.Stopping, microvm.Deleting:
 	}
+	return ""
+}
+
+// Remove forgets a VM; its events stay. Forgetting one that is not there is no error.
+func (s *Store) Remove(ctx context.Context, id microvm.ID) error {
+	err := s.change(ctx, func(tx *sql.Tx) (journal.Event, error) {
+		e := journal.Event{At: s.now().UTC(), Kind: journal.Deleted, VM: id}
+		err := tx.QueryRowContext(ctx, `DELETE FROM vms WHERE id = ? RETURNING name`, id).Scan(&e.Name)
+		if errors.Is(err, sql.ErrNoRows) {
+			return journal.Event{}, nil
+		}
+		return e, err
+	})
+	return storageError("remove VM "+string(id), err)
+}
+
+// change makes a change and writes its event, if it has one, in one transaction.
+func (s *Store) change(ctx context.Context, do func(*sql.Tx) (journal.Event, error)) error {
+	tx, err := s.db.BeginTx(ctx, nil)
+	if err != nil {
+		return err
+	}
+	defer tx.Rollback() //nolint:errcheck // after Commit it does nothing
+	e, err := do(tx)
+	if err != nil {
+		return err
+	}
+	if e.Kind != "" {
+		e.Operation = progress.OperationOf(ctx)
+		if err := s.journal.Append(ctx, tx, e); err != nil {
+			return err
+		}
+	}
+	if err := tx.Commit(); err != nil {
+		return err
+	}
+	s.journal.Committed()
 	return nil
 }
 
@@ -208,8 +285,11 @@ func scan(row interface{ Scan(...any) error }) (microvm.VM, error) {
 	return vm, nil
 }
 
-// storageError classifies an error of SQLite.
+// storageError classifies an error of SQLite; one that is classified already stays as it is.
 func storageError(doing string, err error) error {
+	if _, ok := errors.AsType[*fault.Error](err); ok || err == nil {
+		return err
+	}
 	se, ok := errors.AsType[*sqlite.Error](err)
 	if !ok {
 		return fmt.Errorf("%s: %w", doing, err)

@@ -187,7 +187,7 @@ func TestDNSForgedAnswers(t *testing.T) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	defer pc.Close()
+	defer pc.Close() //nolint:errcheck // a test's end
 	go func() {
 		b := make([]byte, 4096)
 		for {

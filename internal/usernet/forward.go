@@ -124,7 +124,7 @@ func (s *session) dialGuest(ctx context.Context, port uint16) (tcpip.Endpoint, *
 	if terr == nil {
 		terr = ep.Connect(tcpip.FullAddress{NIC: nicID, Addr: tcpip.AddrFrom4(cfg.Guest.Addr().As4()), Port: port})
 	}
-	if _, started := terr.(*tcpip.ErrConnectStarted); started { //nolint:errorlint // not an error in Go's sense
+	if _, started := terr.(*tcpip.ErrConnectStarted); started {
 		select {
 		case <-ctx.Done():
 			ep.Abort()

@@ -272,7 +272,7 @@ func (g *guest) ping(t testing.TB, to string, wait time.Duration) ([]byte, error
 		t.Fatal(terr)
 	}
 	c := gonet.NewUDPConn(&wq, ep)
-	defer c.Close()
+	defer c.Close() //nolint:errcheck // a test's end
 	_ = c.SetDeadline(time.Now().Add(wait))
 	if terr := ep.Connect(fullAddr(t, to+":0")); terr != nil {
 		return nil, errors.New(terr.String())
@@ -301,7 +301,7 @@ func serveTCP(t testing.TB, serve func(*net.TCPConn)) string {
 				return
 			}
 			go func() {
-				defer c.Close()
+				defer c.Close() //nolint:errcheck // a test's end
 				serve(c.(*net.TCPConn))
 			}()
 		}
@@ -343,14 +343,14 @@ func closedPort(t testing.TB, network string) string {
 		if err != nil {
 			t.Fatal(err)
 		}
-		defer c.Close()
+		defer c.Close() //nolint:errcheck // nothing was sent
 		return c.LocalAddr().String()
 	}
 	l, err := net.Listen(network, "127.0.0.1:0")
 	if err != nil {
 		t.Fatal(err)
 	}
-	defer l.Close()
+	defer l.Close() //nolint:errcheck // nobody has connected
 	return l.Addr().String()
 }
 

@@ -253,7 +253,7 @@ func benchmarkTCP(b *testing.B, mtu int, out bool) {
 	if err != nil {
 		b.Fatal(err)
 	}
-	defer c.Close()
+	defer c.Close() //nolint:errcheck // a test's end
 	b.ReportAllocs()
 	b.ResetTimer()
 	began := cpuTime(b)

@@ -69,11 +69,11 @@ var protectedRanges = []protectedRange{ //nolint:gochecknoglobals // a constant 
 	{netip.MustParsePrefix("ff00::/8"), "multicast"},
 }
 
-var ( //nolint:gochecknoglobals // constants
-	loopback4 = netip.MustParsePrefix("127.0.0.0/8")
-	nat64     = netip.MustParsePrefix("64:ff9b::/96")
-	sixToFour = netip.MustParsePrefix("2002::/16")
-	teredo    = netip.MustParsePrefix("2001::/32")
+var (
+	loopback4 = netip.MustParsePrefix("127.0.0.0/8")  //nolint:gochecknoglobals // a constant
+	nat64     = netip.MustParsePrefix("64:ff9b::/96") //nolint:gochecknoglobals // a constant
+	sixToFour = netip.MustParsePrefix("2002::/16")    //nolint:gochecknoglobals // a constant
+	teredo    = netip.MustParsePrefix("2001::/32")    //nolint:gochecknoglobals // a constant
 )
 
 // Check decides about one destination. isHost says whether an address belongs to the host itself; it is asked only for

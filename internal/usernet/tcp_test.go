@@ -267,7 +267,7 @@ func TestForward(t *testing.T) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	defer open.Close()
+	defer open.Close() //nolint:errcheck // a test's end
 	eventually(t, "the connection is forwarded", func() bool { return h.net.Stats().OpenConns > 0 })
 	cancel()
 	for range 3 {

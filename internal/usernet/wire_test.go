@@ -138,7 +138,9 @@ func TestMalformedFrames(t *testing.T) {
 	udpLength := etherSize + ipv4Size + 4
 	w := newWire(t, Config{})
 	bad := [][]byte{
-		{}, {1}, make([]byte, 13), ethernetFrame(0x0800, nil), ethernetFrame(0x0806, []byte{0}),
+		nil,
+		{1},
+		make([]byte, 13), ethernetFrame(0x0800, nil), ethernetFrame(0x0806, []byte{0}),
 		edit(func(b []byte) { b[etherSize] = 0x65 }),                                 // IP version 6
 		edit(func(b []byte) { b[etherSize] = 0x4f }),                                 // options that are not there
 		edit(func(b []byte) { b[etherSize] = 0x41 }),                                 // a header of four bytes
@@ -327,7 +329,7 @@ func FuzzFrame(f *testing.F) {
 		cancel()
 		s.close()
 	})
-	f.Fuzz(func(t *testing.T, frame []byte) {
+	f.Fuzz(func(_ *testing.T, frame []byte) {
 		s.link.receive(frame)
 		s.link.mu.Lock()
 		s.link.out = s.link.out[:0]

@@ -2,8 +2,9 @@
 //
 //	go -C tools run ./tiers tools unit host vm
 //
-// The unit tier is every test that has no build constraint; the tier tools is the tests of this module. The tiers host and vm are the tests in files that need the
-// build tag of that name, and nothing else of their packages. Failing tests are shown with all their output, skipped ones
+// The unit tier is every test that has no build constraint, and those that use the fake backend (fakevmm); the tier tools
+// is the tests of this module. The tiers host and vm are the tests in files that need the build tag of that name, and
+// nothing else of their packages. Failing tests are shown with all their output, skipped ones
 // with their reason. The last line says how many tests passed, failed and were skipped in all tiers; subtests count, tests
 // that only hold them do not. The exit status is 1 if anything failed.
 package main
@@ -30,7 +31,8 @@ type tier struct {
 func tiers() []tier {
 	return []tier{
 		{name: "tools", dir: "tools"},
-		{name: "unit", args: []string{"-race"}},
+		// The fake backend stands in for a VMM; everything else in those tests is real.
+		{name: "unit", args: []string{"-race", "-tags", "fakevmm"}},
 		{name: "host", tag: "host", args: []string{"-timeout", "10m"}},
 		// One package at a time: the tests within it start VMs side by side already.
 		{name: "vm", tag: "vm", args: []string{"-timeout", "30m", "-p", "1"}},

@@ -16,6 +16,7 @@ import (
 	"fmt"
 	"net"
 	"os"
+	"slices"
 	"sync"
 	"syscall"
 	"time"
@@ -58,7 +59,7 @@ func (b *Backend) Name() string { return "fake" }
 
 // Capabilities are those of no VMM at all.
 func (b *Backend) Capabilities() hypervisor.Capabilities {
-	return hypervisor.Capabilities{Accelerator: "none", Version: "0", Pause: true, MaxVCPUs: 1 << 10}
+	return hypervisor.Capabilities{Accelerator: "none", Version: "0", Pause: true, GrowDisk: true, MaxVCPUs: 1 << 10}
 }
 
 // Boot starts the guest's program.
@@ -93,7 +94,7 @@ func (b *Backend) Boot(ctx context.Context, m hypervisor.Machine) (hypervisor.VM
 }
 
 func (b *Backend) start(m hypervisor.Machine) (_ *vmm, err error) {
-	v := &vmm{done: make(chan struct{})}
+	v := &vmm{machine: m, done: make(chan struct{})}
 	var guest []*os.File
 	defer func() {
 		for _, f := range guest {
@@ -123,7 +124,7 @@ func (b *Backend) start(m hypervisor.Machine) (_ *vmm, err error) {
 	}
 	files := guest
 	if m.NIC != nil {
-		files = append(files[:len(files):len(files)], m.NIC.Conn)
+		files = append(slices.Clip(files), m.NIC.Conn)
 	}
 	v.proc, err = hostexec.Start(hostexec.Cmd{
 		Path: b.command[0], Args: b.command[1:], Env: environment(m), Dir: m.Dir,
@@ -168,6 +169,7 @@ func socketPair() (net.Conn, *os.File, error) {
 
 // vmm is one guest process.
 type vmm struct {
+	machine       hypervisor.Machine
 	proc          *hostexec.Process
 	link, console net.Conn
 	unread        *os.File // with Faults.Mute: the far end of link
@@ -255,6 +257,23 @@ func (v *vmm) Status(ctx context.Context) (hypervisor.Status, error) {
 		return hypervisor.Paused, nil
 	}
 	return hypervisor.Running, nil
+}
+
+var _ hypervisor.DiskGrower = (*vmm)(nil)
+
+// GrowDisk implements [hypervisor.DiskGrower].
+func (v *vmm) GrowDisk(ctx context.Context, serial string, size int64) error {
+	if err := v.alive(ctx, "grow disk "+serial+" of"); err != nil {
+		return err
+	}
+	i, err := v.machine.CheckGrow(serial, size)
+	if err != nil {
+		return err
+	}
+	if err := os.Truncate(v.machine.Disks[i].Path, size); err != nil {
+		return fmt.Errorf("grow disk %s: %w", serial, err)
+	}
+	return nil
 }
 
 func (v *vmm) alive(ctx context.Context, what string) error {

@@ -197,8 +197,8 @@ func (s Suite) parentDeath(t *testing.T) {
 // beParent boots a machine, says its pid, and waits to be killed.
 func (s Suite) beParent(t *testing.T) {
 	g := s.boot(t, s.Machine(t))
-	runtime.GC() // nothing may hang on an object that only looks unused
-	fmt.Printf("\npid %d\n", g.Pid())
+	runtime.GC()                      // nothing may hang on an object that only looks unused
+	fmt.Printf("\npid %d\n", g.Pid()) //nolint:forbidigo // readPid looks for it there
 	<-g.Done()
 	t.Fatal("the VMM ended before its parent")
 }

@@ -56,6 +56,7 @@ func Run(t *testing.T, s Suite) {
 		{"Console", Suite.console},
 		{"Cmdline", Suite.cmdline},
 		{"Disks", Suite.disks},
+		{"GrowDisk", Suite.growDisk},
 		{"NIC", Suite.nic},
 		{"PauseResume", Suite.pauseResume},
 		{"Kill", Suite.kill},

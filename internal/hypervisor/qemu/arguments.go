@@ -71,16 +71,19 @@ func processor(h Host) []string {
 func disk(i int, d hypervisor.Disk, fd int) []string {
 	args := []string{
 		"-add-fd", fmt.Sprintf("fd=%d,set=%d", fd, i),
-		"-blockdev", fmt.Sprintf("driver=raw,node-name=disk%d,read-only=%s,discard=unmap,cache.direct=off,cache.no-flush=%s,"+
-			"file.driver=file,file.filename=/dev/fdset/%d,file.aio=threads", i, onOff(d.ReadOnly), onOff(!d.Durable), i),
+		"-blockdev", fmt.Sprintf("driver=raw,node-name=%s,read-only=%s,discard=unmap,cache.direct=off,cache.no-flush=%s,"+
+			"file.driver=file,file.filename=/dev/fdset/%d,file.aio=threads", diskNode(i), onOff(d.ReadOnly), onOff(!d.Durable), i),
 	}
-	device := fmt.Sprintf("virtio-blk-device,drive=disk%d,serial=%s", i, d.Serial)
+	device := fmt.Sprintf("virtio-blk-device,drive=%s,serial=%s", diskNode(i), d.Serial)
 	if !d.ReadOnly {
 		// The default for ENOSPC is to stop the VM, for which nobody waits.
 		device += ",werror=report,rerror=report"
 	}
 	return append(args, "-device", device)
 }
+
+// diskNode is QEMU's name for the block device of a disk.
+func diskNode(i int) string { return "disk" + strconv.Itoa(i) }
 
 func onOff(on bool) string {
 	if on {

@@ -168,7 +168,7 @@ func hasFlag(cpuinfo []byte) bool {
 		if strings.TrimSpace(name) != "flags" {
 			continue
 		}
-		for _, flag := range strings.Fields(value) {
+		for flag := range strings.FieldsSeq(value) {
 			if flag == "vmx" || flag == "svm" {
 				return true
 			}

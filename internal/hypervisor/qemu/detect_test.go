@@ -32,7 +32,8 @@ func TestDecide(t *testing.T) {
 		{"pvm on a CPU with VMX", map[string]string{"dev/kvm": "", "proc/cpuinfo": intel, "sys/module/kvm_pvm/x": ""}, works, TCG, "VMX"},
 		{"no cpuinfo", map[string]string{"dev/kvm": ""}, works, TCG, "VMX"},
 		{
-			"probe fails", map[string]string{"dev/kvm": "", "proc/cpuinfo": intel},
+			"probe fails",
+			map[string]string{"dev/kvm": "", "proc/cpuinfo": intel},
 			func() error { return errors.New("it hung") }, TCG, "it hung",
 		},
 		{"not a device", map[string]string{"dev/kvm/x": ""}, works, TCG, "does not open"},

@@ -48,6 +48,7 @@ func (b *Backend) Capabilities() hypervisor.Capabilities {
 		Accelerator: string(b.host.Accelerator),
 		Version:     b.host.Version,
 		Pause:       true,
+		GrowDisk:    true,
 		MaxVCPUs:    microvm.MaxVCPUs,
 	}
 }
@@ -140,7 +141,7 @@ func (b *Backend) start(m hypervisor.Machine, disks []*os.File) (_ *vmm, err err
 	if err != nil {
 		return nil, startFault(err)
 	}
-	v := newVMM(proc, stderr, ours[0], ours[1], ours[2])
+	v := newVMM(m, proc, stderr, ours[0], ours[1], ours[2])
 	go v.qmp.run()
 	go v.reap()
 	return v, nil

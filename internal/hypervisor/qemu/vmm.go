@@ -19,6 +19,7 @@ const orphanGrace = 5 * time.Second
 
 // vmm is one QEMU process.
 type vmm struct {
+	machine       hypervisor.Machine
 	proc          *hostexec.Process
 	stderr        *tail
 	qmp           *client
@@ -31,8 +32,8 @@ type vmm struct {
 	broken string // why the guest was given up; empty if it was not
 }
 
-func newVMM(proc *hostexec.Process, stderr *tail, qmp, console, link net.Conn) *vmm {
-	v := &vmm{proc: proc, stderr: stderr, qmp: newClient(qmp), link: link, done: make(chan struct{})}
+func newVMM(m hypervisor.Machine, proc *hostexec.Process, stderr *tail, qmp, console, link net.Conn) *vmm {
+	v := &vmm{machine: m, proc: proc, stderr: stderr, qmp: newClient(qmp), link: link, done: make(chan struct{})}
 	v.console = newWatchedConsole(console, v.giveUp)
 	return v
 }
@@ -124,15 +125,15 @@ func (v *vmm) Exit() hypervisor.Exit {
 	return v.exit
 }
 
-func (v *vmm) Pause(ctx context.Context) error { return v.execute(ctx, "pause", "stop", nil) }
+func (v *vmm) Pause(ctx context.Context) error { return v.execute(ctx, "pause", "stop", nil, nil) }
 
-func (v *vmm) Resume(ctx context.Context) error { return v.execute(ctx, "resume", "cont", nil) }
+func (v *vmm) Resume(ctx context.Context) error { return v.execute(ctx, "resume", "cont", nil, nil) }
 
 func (v *vmm) Status(ctx context.Context) (hypervisor.Status, error) {
 	var answer struct {
 		Status string `json:"status"`
 	}
-	if err := v.execute(ctx, "ask for the status of", "query-status", &answer); err != nil {
+	if err := v.execute(ctx, "ask for the status of", "query-status", nil, &answer); err != nil {
 		return "", err
 	}
 	switch answer.Status { // RunState of qapi/run-state.json
@@ -145,14 +146,28 @@ func (v *vmm) Status(ctx context.Context) (hypervisor.Status, error) {
 	}
 }
 
+var _ hypervisor.DiskGrower = (*vmm)(nil)
+
+// GrowDisk implements [hypervisor.DiskGrower]: QEMU lengthens the file by the descriptor that it has, and tells the guest.
+func (v *vmm) GrowDisk(ctx context.Context, serial string, size int64) error {
+	i, err := v.machine.CheckGrow(serial, size)
+	if err != nil {
+		return err
+	}
+	return v.execute(ctx, "grow disk "+serial+" of", "block_resize", struct {
+		Node string `json:"node-name"`
+		Size int64  `json:"size"`
+	}{diskNode(i), size}, nil)
+}
+
 // execute runs a QMP command for a method of the VMM; what says in words what is being done.
-func (v *vmm) execute(ctx context.Context, what, command string, result any) error {
+func (v *vmm) execute(ctx context.Context, what, command string, arguments, result any) error {
 	select {
 	case <-v.done:
 		return v.endedFault(what)
 	default:
 	}
-	err := v.qmp.execute(ctx, command, nil, result)
+	err := v.qmp.execute(ctx, command, arguments, result)
 	if errors.Is(err, errDisconnected) {
 		select {
 		case <-v.done:

@@ -323,8 +323,10 @@ type VM struct {
 	MonitorPid    int64                  `protobuf:"varint,14,opt,name=monitor_pid,json=monitorPid,proto3" json:"monitor_pid,omitempty"`
 	VmmPid        int64                  `protobuf:"varint,15,opt,name=vmm_pid,json=vmmPid,proto3" json:"vmm_pid,omitempty"`
 	KernelRelease string                 `protobuf:"bytes,16,opt,name=kernel_release,json=kernelRelease,proto3" json:"kernel_release,omitempty"`
-	Directory     string                 `protobuf:"bytes,17,opt,name=directory,proto3" json:"directory,omitempty"`                        // where its files are on the host
-	StartStages   []*Stage               `protobuf:"bytes,18,rep,name=start_stages,json=startStages,proto3" json:"start_stages,omitempty"` // of the last start
+	Directory     string                 `protobuf:"bytes,17,opt,name=directory,proto3" json:"directory,omitempty"`                               // where its files are on the host
+	StartStages   []*Stage               `protobuf:"bytes,18,rep,name=start_stages,json=startStages,proto3" json:"start_stages,omitempty"`        // of the last start
+	DiskAllocated int64                  `protobuf:"varint,19,opt,name=disk_allocated,json=diskAllocated,proto3" json:"disk_allocated,omitempty"` // bytes that its writable disks take up on the host
+	DiskApparent  int64                  `protobuf:"varint,20,opt,name=disk_apparent,json=diskApparent,proto3" json:"disk_apparent,omitempty"`    // bytes that they may take up: they are sparse
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
@@ -483,6 +485,20 @@ func (x *VM) GetStartStages() []*Stage {
 		return x.StartStages
 	}
 	return nil
+}
+
+func (x *VM) GetDiskAllocated() int64 {
+	if x != nil {
+		return x.DiskAllocated
+	}
+	return 0
+}
+
+func (x *VM) GetDiskApparent() int64 {
+	if x != nil {
+		return x.DiskApparent
+	}
+	return 0
 }
 
 // Stage is one finished step of a start.
@@ -4166,7 +4182,7 @@ const file_banger_v1_banger_proto_rawDesc = "" +
 	"\bprogress\x18\x02 \x01(\v2\x13.banger.v1.ProgressH\x00R\bprogress\x12\x1f\n" +
 	"\x02vm\x18\x03 \x01(\v2\r.banger.v1.VMH\x00R\x02vm\x12(\n" +
 	"\x05image\x18\x04 \x01(\v2\x10.banger.v1.ImageH\x00R\x05imageB\x06\n" +
-	"\x04kind\"\xe0\x04\n" +
+	"\x04kind\"\xac\x05\n" +
 	"\x02VM\x12\x0e\n" +
 	"\x02id\x18\x01 \x01(\tR\x02id\x12\x12\n" +
 	"\x04name\x18\x02 \x01(\tR\x04name\x12\x14\n" +
@@ -4189,7 +4205,9 @@ const file_banger_v1_banger_proto_rawDesc = "" +
 	"\avmm_pid\x18\x0f \x01(\x03R\x06vmmPid\x12%\n" +
 	"\x0ekernel_release\x18\x10 \x01(\tR\rkernelRelease\x12\x1c\n" +
 	"\tdirectory\x18\x11 \x01(\tR\tdirectory\x123\n" +
-	"\fstart_stages\x18\x12 \x03(\v2\x10.banger.v1.StageR\vstartStages\"P\n" +
+	"\fstart_stages\x18\x12 \x03(\v2\x10.banger.v1.StageR\vstartStages\x12%\n" +
+	"\x0edisk_allocated\x18\x13 \x01(\x03R\rdiskAllocated\x12#\n" +
+	"\rdisk_apparent\x18\x14 \x01(\x03R\fdiskApparent\"P\n" +
 	"\x05Stage\x12\x12\n" +
 	"\x04name\x18\x01 \x01(\tR\x04name\x123\n" +
 	"\aelapsed\x18\x02 \x01(\v2\x19.google.protobuf.DurationR\aelapsed\"\xfe\x03\n" +

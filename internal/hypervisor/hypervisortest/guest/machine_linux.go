@@ -8,6 +8,7 @@ import (
 	"os"
 	"path/filepath"
 	"slices"
+	"strconv"
 	"strings"
 	"time"
 
@@ -101,6 +102,20 @@ func (machine) disk(serial string) (string, error) {
 		return "", err
 	}
 	return filepath.Join("/dev", device), nil
+}
+
+// size reads the size that the kernel has of a disk, which it counts in sectors of 512 bytes.
+func (machine) size(serial string) (string, error) {
+	device, err := findBy("/sys/block/*/serial", serial)
+	if err != nil {
+		return "", err
+	}
+	text, err := os.ReadFile(filepath.Join("/sys/block", device, "size"))
+	if err != nil {
+		return "", err
+	}
+	sectors, err := strconv.ParseInt(strings.TrimSpace(string(text)), 10, 64)
+	return strconv.FormatInt(sectors*512, 10), err
 }
 
 // send brings up the first network device but the loopback and sends a frame over it.

@@ -12,6 +12,7 @@
 //	send N              N bytes, all 'x', and a newline
 //	read SERIAL         the first line of the disk of that serial number
 //	write SERIAL TEXT   makes TEXT the first line of that disk and syncs it; "ok"
+//	size SERIAL         the size of that disk in bytes
 //	frame               sends an Ethernet frame to everybody, with the text "frame" (see frame); "ok"
 //	shutdown, reboot, panic   ends the machine; no answer
 //
@@ -35,6 +36,7 @@ import (
 type platform interface {
 	cmdline() (string, error)
 	disk(serial string) (path string, err error)
+	size(serial string) (bytes string, err error)
 	send(frame func(mac net.HardwareAddr) []byte) error
 	end(how string) error // "shutdown", "reboot" or "panic"
 }
@@ -100,6 +102,8 @@ func serve(link, console io.ReadWriter, p platform) error {
 			answer = strings.Repeat("x", max(n, 0))
 		case "read", "write":
 			answer, err = accessDisk(p, verb, rest)
+		case "size":
+			answer, err = p.size(rest)
 		case "frame":
 			answer, err = "ok", p.send(frame)
 		case "shutdown", "reboot", "panic":
@@ -152,6 +156,18 @@ func (process) disk(serial string) (string, error) {
 		return "", fmt.Errorf("no disk %q", serial)
 	}
 	return path, nil
+}
+
+func (p process) size(serial string) (string, error) {
+	path, err := p.disk(serial)
+	if err != nil {
+		return "", err
+	}
+	info, err := os.Stat(path)
+	if err != nil {
+		return "", err
+	}
+	return strconv.FormatInt(info.Size(), 10), nil
 }
 
 func (process) send(frame func(net.HardwareAddr) []byte) error {

@@ -1,0 +1,37 @@
+package rpcapi
+
+import (
+	"context"
+
+	"connectrpc.com/connect"
+
+	"banger/internal/fault"
+	bangerv1 "banger/internal/gen/banger/v1"
+	"banger/internal/machines"
+)
+
+// Set implements the call of the same name.
+func (v *VMs) Set(ctx context.Context, req *connect.Request[bangerv1.SetRequest]) (*connect.Response[bangerv1.SetResponse], error) {
+	m := req.Msg
+	if m.GetTtl() != nil || m.GetIdleTimeout() != nil {
+		return nil, toError(fault.New(fault.Unsupported, "this banger has no time limits of VMs"))
+	}
+	change := machines.SetRequest{
+		Memory: m.Memory, DiskSize: m.DiskSize, Labels: m.GetLabels(), RemoveLabels: m.GetRemoveLabels(),
+	}
+	if m.Vcpus != nil {
+		n := int(m.GetVcpus())
+		change.VCPUs = &n
+	}
+	info, results, err := v.machines.Set(ctx, m.GetVm(), change)
+	if err != nil {
+		return nil, toError(err)
+	}
+	res := &bangerv1.SetResponse{Vm: toVM(info)}
+	for _, r := range results {
+		res.Results = append(res.Results, &bangerv1.SetResult{
+			Key: r.Key, Value: r.Value, Effect: string(r.Effect), Detail: r.Detail,
+		})
+	}
+	return connect.NewResponse(res), nil
+}
