@@ -51,8 +51,10 @@ func runCreate(ctx context.Context, a *app, create *bangerv1.CreateRequest, timi
 	if err != nil {
 		return err
 	}
-	stream, err := client.VMs.Create(ctx, connect.NewRequest(create))
-	last, err := follow(stream, err, d, "")
+	last, err := followOrCancel(ctx, client, d, "",
+		func(ctx context.Context) (*connect.ServerStreamForClient[bangerv1.Event], error) {
+			return client.VMs.Create(ctx, connect.NewRequest(create))
+		})
 	d.keep()
 	if err != nil {
 		return err

@@ -33,6 +33,8 @@ type fakeDaemon struct {
 	doctor  *bangerv1.DoctorResponse
 	console func(s *connect.BidiStream[bangerv1.ConsoleRequest, bangerv1.ConsoleResponse]) error
 	logs    func(send func([]byte) error) error
+	stats   func(r *bangerv1.StatsRequest, send func(*bangerv1.StatsResponse) error) error
+	ports   []*bangerv1.Port
 }
 
 // attached is the daemon's end of a session.

@@ -109,8 +109,10 @@ func runImagePull(ctx context.Context, a *app, names []string, timings bool) err
 	}
 	var done []string
 	for _, name := range names {
-		stream, callErr := client.Images.PullImage(ctx, connect.NewRequest(&bangerv1.PullImageRequest{Name: name}))
-		last, callErr := follow(stream, callErr, d, "")
+		last, callErr := followOrCancel(ctx, client, d, "",
+			func(ctx context.Context) (*connect.ServerStreamForClient[bangerv1.Event], error) {
+				return client.Images.PullImage(ctx, connect.NewRequest(&bangerv1.PullImageRequest{Name: name}))
+			})
 		if callErr != nil {
 			err = fmt.Errorf("pull %q: %w", name, callErr)
 			break

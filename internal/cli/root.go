@@ -82,8 +82,10 @@ func newRoot(a *app) *cobra.Command {
 	kernel.AddCommand(newKernelList(a))
 	daemon := newGroup("daemon", "The daemon", daemonHelp, "  banger daemon status\n  banger daemon logs --follow")
 	daemon.AddCommand(newDaemonStatus(a), newDaemonStop(a), newDaemonLogs(a), newDaemonRun(a))
-	add("nouns", vm, image, kernel, daemon)
-	add("rest", newDoctor(a), newVersion(a), newCompletion())
+	operation := newGroup("operation", "Long work of the daemon", operationHelp, "  banger operation list\n  banger operation watch 3f2a")
+	operation.AddCommand(newOperationList(a), newOperationWatch(a), newOperationCancel(a))
+	add("nouns", vm, image, kernel, operation, daemon)
+	add("rest", newEvents(a), newDoctor(a), newVersion(a), newCompletion())
 	add("rest", newMonitor(a)) // hidden
 	return root
 }

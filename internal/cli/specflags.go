@@ -3,9 +3,11 @@ package cli
 import (
 	"slices"
 	"strings"
+	"time"
 
 	"github.com/spf13/cobra"
 	"github.com/spf13/pflag"
+	"google.golang.org/protobuf/types/known/durationpb"
 
 	bangerv1 "banger/internal/gen/banger/v1"
 	"banger/internal/microvm"
@@ -24,6 +26,8 @@ type specFlags struct {
 	backend  string
 	env      []string
 	labels   []string
+	ttl      time.Duration
+	idle     time.Duration
 }
 
 func (s *specFlags) register(a *app, cmd *cobra.Command) {
@@ -41,6 +45,8 @@ func (s *specFlags) register(a *app, cmd *cobra.Command) {
 	f.StringVar(&s.backend, "backend", "", "`hypervisor`: auto, qemu")
 	f.StringArrayVarP(&s.env, "env", "e", nil, "`KEY=VALUE` for every command in the VM, or KEY to take it from here; may be repeated")
 	f.StringArrayVar(&s.labels, "label", nil, "`KEY=VALUE` to know the VM by; may be repeated")
+	f.DurationVar(&s.ttl, "ttl", 0, "shut the VM down this long after each start: 8h")
+	f.DurationVar(&s.idle, "idle-timeout", 0, "shut the VM down when nothing has happened in it for so long: 30m")
 	complete(cmd, "image", completer{a}.images)
 	complete(cmd, "kernel", completer{a}.kernels)
 	complete(cmd, "init", fixed(s.init.choices...))
@@ -67,6 +73,9 @@ func (s *specFlags) request(a *app, cmd *cobra.Command) (*bangerv1.CreateRequest
 		return nil, usagef("bad disk size %s", s.diskSize.String()).
 			withHint("use %s to %s", microvm.FormatSize(microvm.MinDiskSize), microvm.FormatSize(microvm.MaxDiskSize))
 	}
+	if s.ttl < 0 || s.idle < 0 {
+		return nil, usagef("a negative time to live or idle timeout").withHint("use a time such as 30m")
+	}
 	env, err := a.environment(s.env)
 	if err != nil {
 		return nil, err
@@ -80,8 +89,16 @@ func (s *specFlags) request(a *app, cmd *cobra.Command) (*bangerv1.CreateRequest
 		Vcpus:  int32(s.vcpus), //nolint:gosec // checked above
 		Memory: int64(s.memory), DiskSize: int64(s.diskSize),
 		Init: s.init.value, Net: s.net.value, Backend: s.backend,
-		Env: env, Labels: labels,
+		Env: env, Labels: labels, Ttl: optional(s.ttl), IdleTimeout: optional(s.idle),
 	}}, nil
+}
+
+// optional leaves out what was not given.
+func optional(d time.Duration) *durationpb.Duration {
+	if d == 0 {
+		return nil
+	}
+	return durationpb.New(d)
 }
 
 // environment turns -e flags into variables; one without a value is taken from here, if it is set here.

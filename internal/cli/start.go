@@ -41,8 +41,10 @@ func runStart(ctx context.Context, a *app, refs []string, timings bool) error {
 		return err
 	}
 	return forEach(ctx, a, d, "start", all, func(vm *bangerv1.VM) (string, error) {
-		stream, err := client.VMs.Start(ctx, connect.NewRequest(&bangerv1.StartRequest{Vm: vm.GetId()}))
-		_, err = follow(stream, err, d, owner(all, vm))
+		_, err := followOrCancel(ctx, client, d, owner(all, vm),
+			func(ctx context.Context) (*connect.ServerStreamForClient[bangerv1.Event], error) {
+				return client.VMs.Start(ctx, connect.NewRequest(&bangerv1.StartRequest{Vm: vm.GetId()}))
+			})
 		return vm.GetName(), err
 	}, a.printLine)
 }

@@ -11,6 +11,7 @@ import (
 	"strconv"
 	"strings"
 	"sync"
+	"time"
 
 	"golang.org/x/sys/unix"
 
@@ -24,7 +25,8 @@ import (
 
 // crashVariable names, in the environment of a test build, a directory. The file "calls" in it gets a line for each call
 // that the VM service makes. If there is a file "at" with the text NAME:N:MODE, then the call that writes the N-th line
-// NAME fails (fail), or kills the daemon before or after it (before, after).
+// NAME fails (fail), kills the daemon before or after it (before, after), or waits until the file "held", which it makes,
+// is gone (hold).
 const crashVariable = "BANGER_CRASH_DIR"
 
 // breakable lets a test break what the VM service uses at any call.
@@ -53,6 +55,8 @@ func (p *points) pass(name string, call func() error) error {
 	case "after":
 		_ = call()
 		die()
+	case "hold":
+		p.hold()
 	}
 	return call()
 }
@@ -91,6 +95,20 @@ func (p *points) reach(name string) (mode string) {
 	}
 	_ = os.Remove(filepath.Join(p.dir, "at")) // once; its absence tells the test that it was reached
 	return words[2]
+}
+
+// hold waits until the test has done what it wants to do at this point.
+func (p *points) hold() {
+	path := filepath.Join(p.dir, "held")
+	if os.WriteFile(path, nil, 0o600) != nil {
+		return
+	}
+	for {
+		if _, err := os.Stat(path); err != nil {
+			return
+		}
+		time.Sleep(time.Millisecond)
+	}
 }
 
 // die ends the daemon as kill -9 does.

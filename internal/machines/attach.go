@@ -144,6 +144,10 @@ func describe(e monitorlink.Exit) string {
 		return "the guest rebooted or its kernel panicked"
 	case "killed":
 		return "killed"
+	case monitorlink.TTLExpired:
+		return "its time to live was over"
+	case monitorlink.IdleExpired:
+		return "it was idle for too long"
 	default:
 		if e.Detail == "" {
 			return string(e.Cause)

@@ -71,7 +71,10 @@ func (s *core) running(ctx context.Context, ref string) (microvm.VM, *attachment
 
 func notRunning(vm microvm.VM) error {
 	e := fault.New(fault.Precondition, "VM %s is not running: it is %s", vm.Name, vm.State)
-	if vm.Cause != "" {
+	switch {
+	case vm.State == microvm.Running: // its end has been seen and is about to be recorded
+		e = fault.New(fault.Precondition, "VM %s is not running: it has just ended", vm.Name)
+	case vm.Cause != "":
 		e = fault.New(fault.Precondition, "VM %s is not running: it is %s (%s)", vm.Name, vm.State, vm.Cause)
 	}
 	return e.WithHint("start it: banger start %s", vm.Name)

@@ -22,6 +22,7 @@ import (
 	"testing"
 	"time"
 
+	"banger/internal/config"
 	"banger/internal/guestproto"
 	"banger/internal/machines"
 	"banger/internal/microvm"
@@ -143,6 +144,9 @@ type bed struct {
 	sources *testSources
 	calls   *calls // counts calls of host, sources and store, and makes one of them fail
 
+	policy config.Overcommit
+	memory int64 // of the host, in bytes; 0: not known
+
 	svc  *machines.Service
 	stop func() // ends the service as a crash of the daemon would
 }
@@ -180,7 +184,7 @@ func (b *bed) serve() {
 		log = slog.New(slog.NewTextHandler(b.Output(), nil))
 	}
 	b.svc = machines.New(machines.Config{
-		VMs: b.path("vms"), Runtime: b.path("run"),
+		VMs: b.path("vms"), Runtime: b.path("run"), HostMemory: b.memory, Overcommit: b.policy,
 		Defaults: microvm.Spec{
 			Image: "image", Kernel: "kernel", VCPUs: 1, Memory: microvm.MinMemory, DiskSize: microvm.MinDiskSize,
 			Init: microvm.InitAgent, Net: microvm.NetNone, Backend: "fake",

@@ -117,7 +117,7 @@ func (s *core) recoverOne(ctx context.Context, vm microvm.VM) error {
 func (h *hold) recoverBy(ctx context.Context, act action, a *attachment) error {
 	switch act {
 	case keep:
-		return nil
+		return removeRuntime(h.dirs()) // of a process whose end was under way when the last daemon was killed
 	case adopt:
 		return h.adopt(ctx, a)
 	case finish:

@@ -69,6 +69,9 @@ func (h *hold) start(ctx context.Context, report progress.Sink) error {
 		case isEnd:
 			err = ended.fault(h.vm.Name)
 		default:
+			if why := context.Cause(ctx); why != nil && !errors.Is(err, why) {
+				err = fmt.Errorf("%w: %w", why, err)
+			}
 			err = fmt.Errorf("start VM %s: %w", h.vm.Name, err)
 		}
 		change := store.Change{To: microvm.Failed, Cause: firstLine(err)}
@@ -198,7 +201,7 @@ func (h *hold) plan(ctx context.Context, report progress.Sink) (monitorlink.Laun
 			Kernel: kernel.Path, Initramfs: kernel.Initramfs, Cmdline: params.Encode(),
 			Disks: disks, Dir: dirs.Runtime,
 		},
-		Network: network, BootTimeout: hv.BootTimeout,
+		Network: network, TTL: vm.Spec.TTL, IdleTimeout: vm.Spec.IdleTimeout, BootTimeout: hv.BootTimeout,
 	}, nil
 }
 

@@ -53,16 +53,18 @@ const (
 
 // Spec is what a user asks of a VM.
 type Spec struct {
-	Image    string            // image name
-	Kernel   string            // kernel name
-	VCPUs    int               // number of virtual CPUs
-	Memory   int64             // bytes
-	DiskSize int64             // bytes, apparent size of each of the two sparse disks (system and work)
-	Init     Init              //
-	Net      Net               //
-	Backend  string            // "auto", "qemu", ...
-	Env      map[string]string // for every command that runs in the VM
-	Labels   map[string]string
+	Image       string            // image name
+	Kernel      string            // kernel name
+	VCPUs       int               // number of virtual CPUs
+	Memory      int64             // bytes
+	DiskSize    int64             // bytes, apparent size of each of the two sparse disks (system and work)
+	Init        Init              //
+	Net         Net               //
+	Backend     string            // "auto", "qemu", ...
+	Env         map[string]string // for every command that runs in the VM
+	Labels      map[string]string
+	TTL         time.Duration // from each start on; then it is shut down; 0: none
+	IdleTimeout time.Duration // without activity; then it is shut down; 0: none
 }
 
 // VM is one virtual machine as the store knows it.

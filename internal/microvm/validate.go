@@ -70,6 +70,8 @@ func (s Spec) Validate() error {
 		return fault.New(fault.Invalid, "bad init %q", s.Init).WithHint("use auto, agent or systemd")
 	case s.Net != NetUser && s.Net != NetNone:
 		return fault.New(fault.Invalid, "bad network %q", s.Net).WithHint("use user or none")
+	case s.TTL < 0 || s.IdleTimeout < 0:
+		return fault.New(fault.Invalid, "bad time to live %s or idle timeout %s: negative", s.TTL, s.IdleTimeout)
 	case s.Image == "":
 		return fault.New(fault.Invalid, "no image named")
 	case s.Kernel == "":

@@ -20,6 +20,7 @@ import (
 	"net"
 	"os"
 	"sync"
+	"sync/atomic"
 	"time"
 
 	"golang.org/x/sys/unix"
@@ -43,6 +44,8 @@ type Monitor struct {
 	console *console
 	link    *link
 	samples *samples
+
+	attached atomic.Int32 // streams to the guest and consoles that are open
 }
 
 // New returns the monitor of the VM whose directories are given. It does nothing yet.
@@ -107,6 +110,8 @@ func (m *Monitor) session(ctx context.Context) monitorlink.Exit {
 	wg.Go(func() { m.serve(ctx, vmm) })
 	wg.Go(func() { m.sample(ctx, vmm.Pid(), network) })
 	wg.Go(func() { m.askGuest(ctx) })
+	expired := make(chan monitorlink.Cause, 1)
+	wg.Go(func() { m.expire(ctx, vmm, expired) })
 	ready := make(chan guestReady, 1)
 	wg.Go(func() { m.link.keep(ctx, vmm.Link(), m.board, ready, m.log) })
 
@@ -135,7 +140,12 @@ func (m *Monitor) session(ctx context.Context) monitorlink.Exit {
 			vmm.Kill()
 			return m.exitOf(vmm)
 		case <-vmm.Done():
-			return m.exitOf(vmm)
+			exit := m.exitOf(vmm)
+			select {
+			case exit.Cause = <-expired:
+			default:
+			}
+			return exit
 		}
 	}
 }

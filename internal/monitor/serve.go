@@ -59,10 +59,14 @@ func (m *Monitor) handle(ctx context.Context, conn *net.UnixConn, vmm hypervisor
 	case monitorlink.OpStream:
 		stream, err := m.link.OpenStream(ctx)
 		if answer(conn, err) == nil && err == nil {
+			m.attached.Add(1)
+			defer m.attached.Add(-1)
 			join(conn, stream)
 		}
 	case monitorlink.OpConsole, monitorlink.OpFollow:
 		if answer(conn, nil) == nil {
+			m.attached.Add(1)
+			defer m.attached.Add(-1)
 			m.attach(conn, req.Op == monitorlink.OpFollow)
 		}
 	case monitorlink.OpKill:

@@ -26,6 +26,8 @@ type Launch struct {
 	Host        json.RawMessage // what the backend knows of the host, in the backend's own words
 	Machine     hypervisor.Machine
 	Network     *Network      // nil: none
+	TTL         time.Duration // from the start on; then the VM is shut down; 0: none
+	IdleTimeout time.Duration // without activity; then the VM is shut down; 0: none
 	BootTimeout time.Duration // until the agent must have answered
 }
 
@@ -73,6 +75,8 @@ type Cause string
 // Causes beyond those of the hypervisor.
 const (
 	BootTimeout Cause = "boot-timeout" // the agent did not answer in time
+	TTLExpired  Cause = "ttl"          // its time was up
+	IdleExpired Cause = "idle"         // nothing had happened in it for too long
 	BootFailed  Cause = "boot-failed"  // the VMM could not be started
 	MonitorLost Cause = "monitor-lost" // the monitor is gone and left no word: killed, or the host went down
 )

@@ -12,7 +12,7 @@ import (
 func TestSamples(t *testing.T) {
 	t.Parallel()
 	d := newDirs(t)
-	start(t, d, roleServing)
+	start(t, d, roleAnswer)
 	c := monitorlink.NewClient(d.Socket())
 	s, err := c.Samples(t.Context(), monitorlink.SamplesSpec{History: true})
 	if err != nil {

@@ -41,6 +41,7 @@ func toSpec(s microvm.Spec) *bangerv1.Spec {
 	return &bangerv1.Spec{
 		Image: s.Image, Kernel: s.Kernel, Vcpus: int32(s.VCPUs), Memory: s.Memory, DiskSize: s.DiskSize, //nolint:gosec // <= 32
 		Init: string(s.Init), Net: string(s.Net), Backend: s.Backend, Env: s.Env, Labels: s.Labels,
+		Ttl: toDuration(s.TTL), IdleTimeout: toDuration(s.IdleTimeout),
 	}
 }
 
@@ -49,7 +50,16 @@ func fromSpec(s *bangerv1.Spec) microvm.Spec {
 		Image: s.GetImage(), Kernel: s.GetKernel(), VCPUs: int(s.GetVcpus()), Memory: s.GetMemory(),
 		DiskSize: s.GetDiskSize(), Init: microvm.Init(s.GetInit()), Net: microvm.Net(s.GetNet()),
 		Backend: s.GetBackend(), Env: s.GetEnv(), Labels: s.GetLabels(),
+		TTL: s.GetTtl().AsDuration(), IdleTimeout: s.GetIdleTimeout().AsDuration(),
 	}
+}
+
+// toDuration leaves out what is not set.
+func toDuration(d time.Duration) *durationpb.Duration {
+	if d == 0 {
+		return nil
+	}
+	return durationpb.New(d)
 }
 
 func toProgress(u progress.Update) *bangerv1.Progress {

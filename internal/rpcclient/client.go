@@ -63,7 +63,8 @@ type Client struct {
 // Unavailable (not running and not to be started, or it could not be started) and Timeout (it does not answer).
 func Connect(ctx context.Context, o Options) (*Client, error) {
 	ctx, cancel := context.WithTimeoutCause(ctx, startTimeout,
-		fault.New(fault.Timeout, "the daemon did not become ready within %s", startTimeout).WithHint("see its log: %s", o.Log))
+		fault.New(fault.Timeout, "a daemon is running, and did not answer on %s within %s", o.Socket, startTimeout).
+			WithHint("if it was started with another XDG_RUNTIME_DIR, use that; else see its log: %s", o.Log))
 	defer cancel()
 	// A daemon that is just ending, or one that another command has just started, is neither there nor absent: it holds
 	// its lock and does not listen, or takes a connection and drops it. That passes.

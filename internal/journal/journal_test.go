@@ -1,0 +1,186 @@
+package journal_test
+
+import (
+	"context"
+	"database/sql"
+	"errors"
+	"os"
+	"path/filepath"
+	"slices"
+	"strconv"
+	"sync"
+	"testing"
+	"time"
+
+	_ "modernc.org/sqlite" // the driver
+
+	"banger/internal/journal"
+	"banger/internal/microvm"
+)
+
+// bed is a journal in a database that has nothing else.
+type bed struct {
+	*journal.Journal
+
+	t  *testing.T
+	db *sql.DB
+}
+
+func newBed(t *testing.T) *bed {
+	t.Helper()
+	schema, err := os.ReadFile("../store/migrations/0002_events.sql")
+	if err != nil {
+		t.Fatal(err)
+	}
+	path := filepath.Join(t.TempDir(), "db")
+	db, err := sql.Open("sqlite", "file:"+path+"?_txlock=immediate&_pragma=busy_timeout(10000)&_pragma=journal_mode(WAL)&_pragma=synchronous(OFF)")
+	if err != nil {
+		t.Fatal(err)
+	}
+	t.Cleanup(func() { _ = db.Close() })
+	if _, err := db.ExecContext(t.Context(), string(schema)); err != nil {
+		t.Fatal(err)
+	}
+	return &bed{Journal: journal.New(db), t: t, db: db}
+}
+
+// write appends n events of a VM in one transaction.
+func (b *bed) write(n int, name string) {
+	b.t.Helper()
+	tx, err := b.db.BeginTx(context.Background(), nil)
+	if err != nil {
+		b.t.Error(err)
+		return
+	}
+	defer tx.Rollback() //nolint:errcheck // after Commit it does nothing
+	for range n {
+		e := journal.Event{At: time.Now(), Kind: journal.Started, VM: microvm.ID("id-" + name), Name: name}
+		if err := b.Append(context.Background(), tx, e); err != nil {
+			b.t.Error(err)
+			return
+		}
+	}
+	if err := tx.Commit(); err != nil {
+		b.t.Error(err)
+	}
+	b.Committed()
+}
+
+func (b *bed) read(q journal.Query) (numbers []int64) {
+	b.t.Helper()
+	err := b.Each(b.t.Context(), q, func(e journal.Event) error {
+		numbers = append(numbers, e.Sequence)
+		return nil
+	})
+	if err != nil {
+		b.t.Error(err)
+	}
+	return numbers
+}
+
+func TestQueries(t *testing.T) {
+	t.Parallel()
+	b := newBed(t)
+	for _, name := range []string{"a", "b", "a", "c"} {
+		b.write(1, name)
+	}
+	for name, c := range map[string]struct {
+		q    journal.Query
+		want []int64
+	}{
+		"all":             {journal.Query{}, []int64{1, 2, 3, 4}},
+		"after":           {journal.Query{After: 2}, []int64{3, 4}},
+		"after the last":  {journal.Query{After: 4}, nil},
+		"after what is":   {journal.Query{After: 99}, nil},
+		"name":            {journal.Query{VM: "a"}, []int64{1, 3}},
+		"id":              {journal.Query{VM: "id-b"}, []int64{2}},
+		"name and after":  {journal.Query{VM: "a", After: 1}, []int64{3}},
+		"no such VM":      {journal.Query{VM: "id"}, nil},
+		"not a statement": {journal.Query{VM: "' OR 1=1 --"}, nil},
+	} {
+		if got := b.read(c.q); !slices.Equal(got, c.want) {
+			t.Errorf("%s: %v, want %v", name, got, c.want)
+		}
+	}
+	stop := errors.New("enough")
+	if err := b.Each(t.Context(), journal.Query{Follow: true}, func(journal.Event) error { return stop }); !errors.Is(err, stop) {
+		t.Errorf("the reader's error came as %v", err)
+	}
+}
+
+// TestFollow has several readers follow several writers: each sees each event once and in order, and is woken.
+func TestFollow(t *testing.T) {
+	t.Parallel()
+	const writers, each = 4, 600 // more than a page in all
+	b := newBed(t)
+	b.write(3, "before")
+	var readers sync.WaitGroup
+	for i := range 3 {
+		readers.Go(func() {
+			ctx, cancel := context.WithTimeoutCause(context.Background(), time.Minute, errors.New("it was not woken"))
+			defer cancel()
+			enough := errors.New("enough")
+			next := int64(1)
+			err := b.Each(ctx, journal.Query{Follow: true}, func(e journal.Event) error {
+				if e.Sequence != next {
+					return errors.New("event " + strconv.FormatInt(e.Sequence, 10) + " in place of " + strconv.FormatInt(next, 10))
+				}
+				if next++; next > writers*each+3 {
+					return enough
+				}
+				if i == 0 && next%100 == 0 {
+					time.Sleep(time.Millisecond) // a slow one
+				}
+				return nil
+			})
+			if !errors.Is(err, enough) {
+				t.Errorf("reader %d, at %d: %v", i, next, err)
+			}
+		})
+	}
+	var writing sync.WaitGroup
+	for range writers {
+		writing.Go(func() {
+			for range each / 10 {
+				b.write(10, "a")
+			}
+		})
+	}
+	writing.Wait()
+	readers.Wait()
+}
+
+func TestFollowEndsWithItsContext(t *testing.T) {
+	t.Parallel()
+	b := newBed(t)
+	why := errors.New("the reader left")
+	ctx, cancel := context.WithCancelCause(t.Context())
+	ended := make(chan error, 1)
+	go func() { ended <- b.Each(ctx, journal.Query{Follow: true}, func(journal.Event) error { return nil }) }()
+	cancel(why)
+	if err := <-ended; !errors.Is(err, why) {
+		t.Errorf("it ended with %v", err)
+	}
+}
+
+// TestTheOldestAreDropped: the table is bounded, and a number is never given twice, not even that of a dropped event.
+func TestTheOldestAreDropped(t *testing.T) {
+	t.Parallel()
+	b := newBed(t)
+	b.write(journal.Keep+999, "a")
+	if got := b.read(journal.Query{}); len(got) != journal.Keep+999 || got[0] != 1 {
+		t.Fatalf("%d events from %d on before there are too many", len(got), got[0])
+	}
+	b.write(1, "a")
+	got := b.read(journal.Query{})
+	if len(got) != journal.Keep || got[0] != 1001 || got[len(got)-1] != journal.Keep+1000 {
+		t.Errorf("%d events, from %d to %d", len(got), got[0], got[len(got)-1])
+	}
+	if _, err := b.db.ExecContext(t.Context(), `DELETE FROM events`); err != nil {
+		t.Fatal(err)
+	}
+	b.write(1, "a")
+	if got := b.read(journal.Query{}); len(got) != 1 || got[0] != journal.Keep+1001 {
+		t.Errorf("after the loss of all: %v", got)
+	}
+}
