@@ -13,7 +13,7 @@ VERSION := banger/internal/version
 STAMP   := -X $(VERSION).release=$(RELEASE) -X $(VERSION).commit=$(COMMIT) -X $(VERSION).built=$(BUILT)
 
 .DEFAULT_GOAL := help
-.PHONY: help run test unit host vm bench lint gen gen-check build install clean deps deps-test
+.PHONY: help run test unit host vm soak bench lint gen gen-check build install clean deps deps-test
 
 help: ## list the targets
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-10s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
@@ -36,6 +36,10 @@ host: deps-test build ## run the tests that need namespaces of their own
 
 vm: deps-test build ## run the tests that boot VMs (QEMU; no KVM needed)
 	@seed=$$(scripts/seed.sh) && eval "$$seed" && go -C tools run ./tiers vm
+
+soak: deps-test build ## crash and leak tests at length (BANGER_CRASH_SECONDS of fuzzing, BANGER_CRASH_SEED repeats one)
+	@seed=$$(scripts/seed.sh) && eval "$$seed" && \
+	  BANGER_SOAK=1 BANGER_CRASH_SECONDS=$${BANGER_CRASH_SECONDS:-600} go test -count=1 -v -timeout 0 -tags vm ./e2e/crash
 
 bench: deps build ## measure banger on this machine, and fail if a budget is exceeded
 	@go run ./e2e/bench -bin bin

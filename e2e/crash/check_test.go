@@ -196,10 +196,7 @@ func (b *bed) goroutines() (all int, busy []string) {
 	b.mu.Unlock()
 	text, err := os.ReadFile(filepath.Join(b.home, fmt.Sprintf("daemon%d.log", n)))
 	b.must(err)
-	if os.Getenv("KEEPDUMP") != "" {
-		os.WriteFile("/tmp/crashdump.txt", text, 0o600)
-	}
-	for _, g := range strings.Split(string(text), "\n\n") {
+	for g := range strings.SplitSeq(string(text), "\n\n") {
 		if !strings.HasPrefix(strings.TrimSpace(g), "goroutine ") {
 			continue
 		}

@@ -27,7 +27,7 @@ import (
 )
 
 // bin is the directory with the binaries under test.
-var bin string //nolint:gochecknoglobals // made once by TestMain
+var bin string // made once by TestMain
 
 // soak reports whether there is time.
 func soak() bool { return os.Getenv("BANGER_SOAK") != "" }
@@ -46,7 +46,7 @@ func testMain(m *testing.M) (int, error) {
 	if err != nil {
 		return 1, err
 	}
-	defer os.RemoveAll(dir)
+	defer os.RemoveAll(dir) //nolint:errcheck // temporary
 	bin = dir
 	for _, b := range []struct {
 		pkg  string
@@ -82,7 +82,7 @@ type bed struct {
 // newBed makes a home with an image and a kernel that only a fake VM can boot. At the end nothing may be left in it.
 func newBed(t *testing.T) *bed {
 	t.Helper()
-	run, err := os.MkdirTemp("", "bcr") // short: socket paths are limited
+	run, err := os.MkdirTemp("", "bcr") //nolint:usetesting // short: socket paths are limited
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -177,7 +177,7 @@ func (b *bed) tryServe() error {
 	if err != nil {
 		return err
 	}
-	defer ready.Close()
+	defer ready.Close() //nolint:errcheck // only read
 	b.mu.Lock()
 	b.logs++
 	log, err := os.Create(filepath.Join(b.home, fmt.Sprintf("daemon%d.log", b.logs)))
@@ -185,7 +185,7 @@ func (b *bed) tryServe() error {
 	if err != nil {
 		return err
 	}
-	defer log.Close()
+	defer log.Close() //nolint:errcheck // the daemon has its own
 	cmd := exec.Command(filepath.Join(bin, "banger"), "daemon", "run")
 	cmd.Env = append(b.environ(), "BANGER_READY_FD=3")
 	cmd.Dir, cmd.Stderr, cmd.ExtraFiles = b.home, log, []*os.File{w}
@@ -208,7 +208,7 @@ func (b *bed) tryServe() error {
 	if strings.TrimSpace(line) == "ready" {
 		return nil
 	}
-	return fmt.Errorf("the daemon said %q (%v)\n%s", line, err, b.lastLog())
+	return fmt.Errorf("the daemon said %q (%w)\n%s", line, err, b.lastLog())
 }
 
 // pid is the daemon's.

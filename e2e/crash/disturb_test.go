@@ -96,7 +96,7 @@ func (b *bed) disturb(s scenario, p point, d disturbance) {
 	rc, err := b.connect(ctx)
 	b.must(err)
 	defer rc.Close()
-	c := client{rc}
+	c := client{Client: rc}
 	b.must(s.prepare(ctx, c))
 	b.write(filepath.Join(b.points, "calls"), "")
 	b.write(filepath.Join(b.points, "at"), p.String())
@@ -110,7 +110,7 @@ func (b *bed) disturb(s scenario, p point, d disturbance) {
 			break
 		}
 		select {
-		case <-acted: // the point was not reached this time
+		case <-acted: //nolint:errcheck // the point was not reached this time
 			_ = os.Remove(filepath.Join(b.points, "at"))
 			b.empty(ctx, c)
 			return
@@ -152,11 +152,16 @@ func (b *bed) rest(ctx context.Context, c client) {
 }
 
 func atRest(vm *bangerv1.VM) bool {
-	switch microvm.State(vm.GetState()) {
+	state := microvm.State(vm.GetState())
+	if vm.GetEphemeral() && state != microvm.Failed {
+		return false // it is about to be deleted
+	}
+	switch state {
 	case microvm.Running, microvm.Paused:
 		return vm.GetVmmPid() != 0
 	case microvm.Stopped, microvm.Failed:
 		return true
+	case microvm.Creating, microvm.Starting, microvm.Stopping, microvm.Deleting:
 	}
 	return false
 }

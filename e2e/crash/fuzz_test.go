@@ -91,7 +91,7 @@ func (f *fuzzer) use(ctx context.Context, user int) {
 			continue
 		}
 		for range 1 + rng.IntN(8) {
-			if err = f.doOne(ctx, client{rc}, rng, user); fault.Is(err, fault.Unavailable) || time.Now().After(f.until) {
+			if err = f.doOne(ctx, client{Client: rc}, rng, user); fault.Is(err, fault.Unavailable) || time.Now().After(f.until) {
 				break
 			}
 		}
@@ -161,8 +161,12 @@ func (f *fuzzer) count(verb string, err error) {
 		outcome = " " + fault.KindOf(err).String()
 	}
 	f.done[verb+outcome]++
-	if k := fault.KindOf(err); err != nil && k == fault.Corrupt {
+	switch k := fault.KindOf(err); {
+	case err == nil:
+	case k == fault.Corrupt:
 		f.Errorf("%s: %v", verb, err)
+	case k == fault.Internal: // for people to look at: a process that was killed is none of the user's doing
+		f.Logf("%s: %v", verb, err)
 	}
 }
 
@@ -224,7 +228,7 @@ func (f *fuzzer) settle(ctx context.Context) {
 	rc, err := f.connect(ctx)
 	f.must(err)
 	defer rc.Close()
-	c := client{rc}
+	c := client{Client: rc}
 	for _, vm := range f.consistent(ctx, c) {
 		switch microvm.State(vm.GetState()) {
 		case microvm.Paused:

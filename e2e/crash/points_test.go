@@ -144,7 +144,7 @@ func (b *bed) calls(s scenario) []string {
 	rc, err := b.connect(ctx)
 	b.must(err)
 	defer rc.Close()
-	c := client{rc}
+	c := client{Client: rc}
 	b.must(s.prepare(ctx, c))
 	b.write(filepath.Join(b.points, "calls"), "")
 	b.must(s.act(ctx, c))
@@ -162,7 +162,7 @@ func (b *bed) breakAt(s scenario, p point) bool {
 	rc, err := b.connect(ctx)
 	b.must(err)
 	defer rc.Close()
-	c := client{rc}
+	c := client{Client: rc}
 	b.must(s.prepare(ctx, c))
 	before, _ := c.get(ctx, subject)
 	b.write(filepath.Join(b.points, "calls"), "")
@@ -175,7 +175,7 @@ func (b *bed) breakAt(s scenario, p point) bool {
 		again, err := b.connect(ctx)
 		b.must(err)
 		defer again.Close()
-		c = client{again}
+		c = client{Client: again}
 	}
 	b.Logf("%s: %v", p, acted)
 	b.afterwards(ctx, c, s, p, before)

@@ -92,13 +92,13 @@ func (b *bed) wreck() {
 	b.must(err)
 	defer rc.Close()
 	for _, w := range shipwreck() {
-		_, err := client{rc}.create(ctx, w.name, "none", w.alive)
+		_, err := client{Client: rc}.create(ctx, w.name, "none", w.alive)
 		b.must(err)
 	}
 	b.kill(syscall.SIGKILL)
 	db, err := sql.Open("sqlite", b.state("banger.db"))
 	b.must(err)
-	defer db.Close()
+	defer db.Close() //nolint:errcheck // the statements tell
 	for _, w := range shipwreck() {
 		_, err := db.ExecContext(ctx, `UPDATE vms SET state = ?, ephemeral = ? WHERE name = ?`, w.state, w.transient, w.name)
 		b.must(err)
@@ -113,7 +113,7 @@ func (b *bed) rescued() {
 	rc, err := b.connect(ctx)
 	b.must(err)
 	defer rc.Close()
-	c := client{rc}
+	c := client{Client: rc}
 	want := map[string]microvm.State{
 		"running": microvm.Running, "frozen": microvm.Running, "starting": microvm.Running, "stopping": microvm.Stopped,
 		"stray": microvm.Stopped, "dead": microvm.Stopped,

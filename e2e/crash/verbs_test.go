@@ -18,10 +18,17 @@ import (
 )
 
 // client is a user of the daemon.
-type client struct{ *rpcclient.Client }
+type client struct {
+	*rpcclient.Client
+
+	real bool // its VMs are real
+}
 
 // spec is the cheapest VM.
-func spec(net string) *bangerv1.Spec {
+func (c client) spec(net string) *bangerv1.Spec {
+	if c.real {
+		return &bangerv1.Spec{Vcpus: 1, Init: "agent", Net: net}
+	}
 	return &bangerv1.Spec{
 		Image: "dummy", Kernel: "dummy", Vcpus: 1, Memory: microvm.MinMemory, DiskSize: microvm.MinDiskSize,
 		Init: "agent", Net: net, Backend: "fake",
@@ -33,7 +40,7 @@ func last(s *connect.ServerStreamForClient[bangerv1.Event], err error) (*bangerv
 	if err != nil {
 		return nil, err
 	}
-	defer s.Close()
+	defer s.Close() //nolint:errcheck // s.Err tells
 	var vm *bangerv1.VM
 	for s.Receive() {
 		if v := s.Msg().GetVm(); v != nil {
@@ -47,7 +54,7 @@ func last(s *connect.ServerStreamForClient[bangerv1.Event], err error) (*bangerv
 }
 
 func (c client) create(ctx context.Context, name, net string, start bool) (*bangerv1.VM, error) {
-	return last(c.VMs.Create(ctx, connect.NewRequest(&bangerv1.CreateRequest{Name: name, Spec: spec(net), Start: start})))
+	return last(c.VMs.Create(ctx, connect.NewRequest(&bangerv1.CreateRequest{Name: name, Spec: c.spec(net), Start: start})))
 }
 
 func (c client) start(ctx context.Context, vm string) (*bangerv1.VM, error) {
@@ -105,14 +112,14 @@ func (c client) exec(ctx context.Context, vm string) error {
 
 // runRemove is run --rm.
 func (c client) runRemove(ctx context.Context, name, net string) error {
-	create := &bangerv1.CreateRequest{Name: name, Spec: spec(net)}
+	create := &bangerv1.CreateRequest{Name: name, Spec: c.spec(net)}
 	return attach(c.VMs.Run(ctx), &bangerv1.AttachStart{
 		Target: &bangerv1.AttachStart_Create{Create: create}, Exec: command(), Remove: true,
 	})
 }
 
 func attach(s *connect.BidiStreamForClient[bangerv1.AttachRequest, bangerv1.AttachResponse], start *bangerv1.AttachStart) error {
-	defer s.CloseResponse()
+	defer s.CloseResponse() //nolint:errcheck // Receive tells
 	err := s.Send(&bangerv1.AttachRequest{Kind: &bangerv1.AttachRequest_Start{Start: start}})
 	if err != nil && !errors.Is(err, io.EOF) { // io.EOF: Receive says why
 		return err

@@ -3,10 +3,13 @@ package cli
 import (
 	"context"
 	"io"
+	"slices"
 	"strings"
+	"time"
 
 	"connectrpc.com/connect"
 	"github.com/spf13/cobra"
+	"google.golang.org/protobuf/types/known/durationpb"
 
 	bangerv1 "banger/internal/gen/banger/v1"
 	"banger/internal/microvm"
@@ -17,6 +20,8 @@ type setOptions struct {
 	vcpus    int
 	memory   sizeFlag
 	diskSize sizeFlag
+	ttl      time.Duration
+	idle     time.Duration
 	labels   []string
 	output   outputFlags
 }
@@ -25,11 +30,11 @@ func newSet(a *app) *cobra.Command {
 	o := &setOptions{}
 	cmd := &cobra.Command{
 		Use:   "set <vm>... [flags]",
-		Short: "Change VMs: CPUs, memory, disks, labels",
+		Short: "Change VMs: CPUs, memory, disks, time limits, labels",
 		Long: `Change VMs. For each value it says whether it took effect now or will at the next start.
 
-Disks only grow. They do so while the VM runs, with the file systems on them. The number of CPUs and the
-memory of a running VM stay what they are until its next start.`,
+Disks only grow. They do so while the VM runs, with the file systems on them. The number of CPUs, the
+memory and the time limits of a running VM stay what they are until its next start.`,
 		Example: "  banger vm set devbox --disk-size 20G\n  banger vm set devbox --memory 2G --vcpu 2\n" +
 			"  banger vm set devbox --label team=web --label old-",
 		Args: someOf("VM"),
@@ -46,6 +51,8 @@ memory of a running VM stay what they are until its next start.`,
 	f.IntVar(&o.vcpus, "vcpu", 0, "`number` of virtual CPUs")
 	f.Var(&o.memory, "memory", "memory: 512M, 4GiB")
 	f.Var(&o.diskSize, "disk-size", "size that each of the two writable disks can grow to: 8G")
+	f.DurationVar(&o.ttl, "ttl", 0, "shut the VM down this long after each start: 8h; 0: never")
+	f.DurationVar(&o.idle, "idle-timeout", 0, "shut the VM down when nothing has happened in it for so long: 30m; 0: never")
 	f.StringArrayVar(&o.labels, "label", nil, "`KEY=VALUE` to set a label, KEY- to remove it; may be repeated")
 	o.output.register(cmd)
 	return cmd
@@ -54,7 +61,7 @@ memory of a running VM stay what they are until its next start.`,
 // request checks the flags and makes a request of them, for no VM yet.
 func (o *setOptions) request(cmd *cobra.Command) (*bangerv1.SetRequest, error) {
 	given := cmd.Flags().Changed
-	if !given("vcpu") && !given("memory") && !given("disk-size") && !given("label") {
+	if !slices.ContainsFunc([]string{"vcpu", "memory", "disk-size", "ttl", "idle-timeout", "label"}, given) {
 		return nil, usagef("nothing to change").withHint("%s --help", cmd.CommandPath())
 	}
 	req := &bangerv1.SetRequest{}
@@ -81,6 +88,20 @@ func (o *setOptions) request(cmd *cobra.Command) (*bangerv1.SetRequest, error) {
 		}
 		req.DiskSize = &n
 	}
+	if o.ttl < 0 || o.idle < 0 {
+		return nil, usagef("a negative time to live or idle timeout").withHint("use a time such as 30m")
+	}
+	if given("ttl") {
+		req.Ttl = durationpb.New(o.ttl)
+	}
+	if given("idle-timeout") {
+		req.IdleTimeout = durationpb.New(o.idle)
+	}
+	return req, o.addLabels(req)
+}
+
+// addLabels reads KEY=VALUE and KEY-.
+func (o *setOptions) addLabels(req *bangerv1.SetRequest) error {
 	var set []string
 	for _, text := range o.labels {
 		if key, remove := strings.CutSuffix(text, "-"); remove && key != "" && !strings.Contains(text, "=") {
@@ -90,11 +111,8 @@ func (o *setOptions) request(cmd *cobra.Command) (*bangerv1.SetRequest, error) {
 		set = append(set, text)
 	}
 	labels, err := pairs("label", set)
-	if err != nil {
-		return nil, err
-	}
 	req.Labels = labels
-	return req, nil
+	return err
 }
 
 // setView is what became of one value of one VM.
@@ -120,7 +138,7 @@ func runSet(ctx context.Context, a *app, refs []string, req *bangerv1.SetRequest
 	failed := forEach(ctx, a, a.newDisplay(), "set", all, func(vm *bangerv1.VM) (*bangerv1.SetResponse, error) {
 		res, err := client.VMs.Set(ctx, connect.NewRequest(&bangerv1.SetRequest{
 			Vm: vm.GetId(), Vcpus: req.Vcpus, Memory: req.Memory, DiskSize: req.DiskSize,
-			Labels: req.GetLabels(), RemoveLabels: req.GetRemoveLabels(),
+			Labels: req.GetLabels(), RemoveLabels: req.GetRemoveLabels(), Ttl: req.GetTtl(), IdleTimeout: req.GetIdleTimeout(),
 		}))
 		if err != nil {
 			return nil, err

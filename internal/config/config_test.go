@@ -71,6 +71,7 @@ func TestLoadSetsEveryKey(t *testing.T) {
 	t.Parallel()
 	env, _ := home(t, `
 daemon.log_level = "debug"
+daemon.memory_overcommit = "refuse"
 [vm_defaults]
 vcpu = 3
 memory = "1GiB"
@@ -104,6 +105,9 @@ allow = ["10.1.0.0/16", "192.168.1.5", "fd00::/8"]
 	}
 	if c.Daemon.LogLevel != (Value[slog.Level]{slog.LevelDebug, File}) {
 		t.Errorf("log level = %v", c.Daemon.LogLevel)
+	}
+	if c.Daemon.MemoryOvercommit != (Value[Overcommit]{OvercommitRefuse, File}) {
+		t.Errorf("memory overcommit = %v", c.Daemon.MemoryOvercommit)
 	}
 	if c.VM.Memory.From != File || !c.FileRead {
 		t.Errorf("source %q, file read %v", c.VM.Memory.From, c.FileRead)
@@ -146,6 +150,7 @@ func TestLoadRefuses(t *testing.T) {
 		{"allow host bits", "[network]\nallow = ['10.1.2.3/8']\n", `:2: network.allow: bad value "10.1.2.3/8"`, "10.0.0.0/8"},
 		{"allow zone", "[network]\nallow = ['fe80::1%eth0']\n", ":2: network.allow: bad value", "list"},
 		{"level", "[daemon]\nlog_level = 'loud'\n", `:2: daemon.log_level: bad value "loud"`, "warn"},
+		{"overcommit", "[daemon]\nmemory_overcommit = true", `:2: daemon.memory_overcommit: bad value true`, "refuse"},
 		{"too large", "#" + strings.Repeat("x", maxFile), "is larger than 1MiB", ""},
 	} {
 		t.Run(tc.name, func(t *testing.T) {

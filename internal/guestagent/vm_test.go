@@ -364,8 +364,10 @@ func TestSessionRestartsOnTheSamePort(t *testing.T) {
 	// The commands of the dead sessions are hung up, and the agent doesn't spin.
 	g.sh(t, "sleep 3; ! grep -l 100[0] /proc/[0-9]*/cmdline")
 	ticks := strings.Fields(g.sh(t, "for i in 1 2; do awk '{print $14+$15}' /proc/1/stat; sleep 2; done"))
-	if a, _ := strconv.Atoi(ticks[0]); ticks[1] != ticks[0] && ticks[1] != strconv.Itoa(a+1) {
-		t.Errorf("the idle agent used the CPU: %v ticks", ticks)
+	const spinning = 40 // ticks in two seconds, of 200; a host under load makes the guest count a few for nothing
+	a, _ := strconv.Atoi(ticks[0])
+	if b, err := strconv.Atoi(ticks[1]); err != nil || b-a > spinning {
+		t.Errorf("the idle agent used the CPU: %v ticks, %v", ticks, err)
 	}
 	g.end(t)
 }

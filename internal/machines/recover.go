@@ -53,7 +53,7 @@ var recovery = map[microvm.State][3]action{ //nolint:gochecknoglobals // a const
 
 // Bounds of recovery.
 const (
-	recoverTimeout = 2 * time.Second // for one monitor to answer
+	recoverTimeout = 5 * time.Second // for one monitor to answer: one that does not is killed, and hosts can be busy
 	recoverAtOnce  = 16              // VMs looked at side by side
 	stopTimeout    = 10 * time.Second
 )

@@ -25,6 +25,8 @@ type SetRequest struct {
 	DiskSize     *int64 // bytes, of each of the two writable disks; only to grow
 	Labels       map[string]string
 	RemoveLabels []string
+	TTL          *time.Duration // 0: none
+	IdleTimeout  *time.Duration // 0: none
 }
 
 // Effect says when a change takes effect.
@@ -48,9 +50,9 @@ type SetResult struct {
 // growTimeout bounds the growing of the disks of a running VM. It takes some 10 ms; a guest that hangs takes longer.
 const growTimeout = 20 * time.Second
 
-// Set changes a VM and says for each value, in the order of the request's fields, whether it took effect now or will at
-// the next start. All values are checked before anything is changed. What is recorded and cannot be done now, for
-// whatever reason, is no error: the next start does it.
+// Set changes a VM and says for each value whether it took effect now or will at the next start. All values are checked
+// before anything is changed. What is recorded and cannot be done now, for whatever reason, is no error: the next start
+// does it.
 func (s *Service) Set(ctx context.Context, ref string, req SetRequest) (Info, []SetResult, error) {
 	h, err := s.claim(ctx, ref, "set")
 	if err != nil {
@@ -86,26 +88,60 @@ func (h *hold) set(ctx context.Context, req SetRequest) ([]SetResult, error) {
 		h.vm.Spec = spec
 		h.log.Info("VM changed", "vm", h.vm.ID, "what", what)
 	}
-	var results []SetResult
-	var vcpus, memory int // of the running VMM; 0: none
-	if a := h.attachment(); a != nil {
-		vcpus, memory = a.launch.Machine.VCPUs, int(a.launch.Machine.Memory)
-	}
-	if req.VCPUs != nil {
-		results = append(results, atStart("vcpus", strconv.Itoa(spec.VCPUs), old.VCPUs, spec.VCPUs, vcpus))
-	}
-	if req.Memory != nil {
-		results = append(results, atStart("memory", microvm.FormatSize(spec.Memory), int(old.Memory), int(spec.Memory), memory))
-	}
+	results := startResults(req, old, spec, h.attachment())
 	if req.DiskSize != nil {
 		results = append(results, h.setDisks(ctx, old.DiskSize))
 	}
 	return append(results, labelResults(req, old.Labels)...), nil
 }
 
+// startResults are the results for what a VM takes at its start only. a is nil if it does not run.
+func startResults(req SetRequest, old, spec microvm.Spec, a *attachment) []SetResult {
+	running := old
+	if a != nil {
+		running.VCPUs, running.Memory = a.launch.Machine.VCPUs, a.launch.Machine.Memory
+		running.TTL, running.IdleTimeout = a.launch.TTL, a.launch.IdleTimeout
+	}
+	var results []SetResult
+	add := func(given bool, key, value string, wasSo, runsSo bool) {
+		if given {
+			results = append(results, atStart(key, value, wasSo, a != nil, runsSo))
+		}
+	}
+	add(req.VCPUs != nil, "vcpus", strconv.Itoa(spec.VCPUs), old.VCPUs == spec.VCPUs, running.VCPUs == spec.VCPUs)
+	add(req.Memory != nil, "memory", microvm.FormatSize(spec.Memory), old.Memory == spec.Memory, running.Memory == spec.Memory)
+	add(req.TTL != nil, "ttl", limit(spec.TTL), old.TTL == spec.TTL, running.TTL == spec.TTL)
+	add(req.IdleTimeout != nil, "idle_timeout", limit(spec.IdleTimeout), old.IdleTimeout == spec.IdleTimeout,
+		running.IdleTimeout == spec.IdleTimeout)
+	return results
+}
+
+// atStart is the result for one such value: whether it was so before, and whether a VM runs, and runs with it.
+func atStart(key, value string, wasSo, runs, runsSo bool) SetResult {
+	r := SetResult{Key: key, Value: value, Effect: NextStart}
+	switch {
+	case runs && !runsSo:
+		r.Detail = "a running VM keeps what it was started with"
+	case wasSo:
+		r.Effect = Unchanged
+	case runs:
+		r.Effect, r.Detail = Now, "the VM runs with that already"
+	}
+	return r
+}
+
+// limit writes a limit of time.
+func limit(d time.Duration) string {
+	if d == 0 {
+		return "none"
+	}
+	return d.String()
+}
+
 // validate checks what microvm.Spec does not.
 func (r SetRequest) validate() error {
-	if r.VCPUs == nil && r.Memory == nil && r.DiskSize == nil && len(r.Labels) == 0 && len(r.RemoveLabels) == 0 {
+	if r.VCPUs == nil && r.Memory == nil && r.DiskSize == nil && r.TTL == nil && r.IdleTimeout == nil &&
+		len(r.Labels) == 0 && len(r.RemoveLabels) == 0 {
 		return fault.New(fault.Invalid, "nothing to change").WithHint("name a value: banger vm set --help")
 	}
 	for key, value := range r.Labels {
@@ -153,6 +189,12 @@ func (r SetRequest) on(spec microvm.Spec) microvm.Spec {
 	if r.DiskSize != nil {
 		spec.DiskSize = *r.DiskSize
 	}
+	if r.TTL != nil {
+		spec.TTL = *r.TTL
+	}
+	if r.IdleTimeout != nil {
+		spec.IdleTimeout = *r.IdleTimeout
+	}
 	labels := maps.Clone(spec.Labels)
 	if labels == nil {
 		labels = map[string]string{}
@@ -177,24 +219,16 @@ func differences(old, spec microvm.Spec) string {
 	if old.DiskSize != spec.DiskSize {
 		words = append(words, "disk size "+microvm.FormatSize(old.DiskSize)+" -> "+microvm.FormatSize(spec.DiskSize))
 	}
+	if old.TTL != spec.TTL {
+		words = append(words, "time to live "+limit(old.TTL)+" -> "+limit(spec.TTL))
+	}
+	if old.IdleTimeout != spec.IdleTimeout {
+		words = append(words, "idle timeout "+limit(old.IdleTimeout)+" -> "+limit(spec.IdleTimeout))
+	}
 	if !maps.Equal(old.Labels, spec.Labels) {
 		words = append(words, "labels")
 	}
 	return strings.Join(words, ", ")
-}
-
-// atStart is the result for a value that a VMM takes at its start only. running is what the running one has; 0: none runs.
-func atStart(key, value string, old, is, running int) SetResult {
-	r := SetResult{Key: key, Value: value, Effect: NextStart}
-	switch {
-	case running != 0 && running != is:
-		r.Detail = "a running VM keeps what it was started with"
-	case old == is:
-		r.Effect = Unchanged
-	case running != 0:
-		r.Effect, r.Detail = Now, "the VM runs with that already"
-	}
-	return r
 }
 
 func labelResults(req SetRequest, old map[string]string) []SetResult {

@@ -9,6 +9,9 @@ import (
 	"strings"
 	"sync"
 	"testing"
+	"time"
+
+	"golang.org/x/sys/unix"
 
 	"banger/internal/config"
 	"banger/internal/fault"
@@ -79,6 +82,9 @@ func TestSet(t *testing.T) {
 		t.Errorf("after all changes: %+v", got)
 	}
 
+	limits := machines.SetRequest{TTL: new(time.Hour), IdleTimeout: new(time.Duration(0))}
+	b.wantEffects(b.set("a", limits), map[string]machines.Effect{"ttl": "next-start", "idle_timeout": "unchanged"})
+
 	// Paused: recorded, and done at the next start.
 	if _, err := b.svc.Pause(t.Context(), "a"); err != nil {
 		t.Fatal(err)
@@ -95,6 +101,36 @@ func TestSet(t *testing.T) {
 	b.start("a")
 	b.wantDisks(vm, 4*size)
 	b.mustAnswer("a")
+}
+
+// Disks may be promised more than there is room for, which is said, but none more than its file system has in all.
+func TestSetDiskBeyondTheHost(t *testing.T) {
+	t.Parallel()
+	b := newBed(t)
+	vm := b.create("a")
+	var st unix.Statfs_t
+	if err := unix.Statfs(b.dir, &st); err != nil {
+		t.Fatal(err)
+	}
+	const block = 4096
+	total := int64(st.Blocks) * st.Bsize / block * block //nolint:gosec // block counts fit
+	if total+block > microvm.MaxDiskSize {
+		t.Skip("this file system could hold the largest disk there is")
+	}
+	small := b.set("a", machines.SetRequest{DiskSize: new(int64(2 * microvm.MinDiskSize))})["disk_size"]
+	if small.Effect != machines.Now || small.Detail != "" && int64(st.Bavail)*st.Bsize > 1<<30 { //nolint:gosec // as above
+		t.Errorf("a small disk: %+v", small)
+	}
+	_, _, err := b.svc.Set(t.Context(), "a", machines.SetRequest{DiskSize: new(total + block)})
+	if !fault.Is(err, fault.Exhausted) || fault.HintOf(err) == "" {
+		t.Errorf("more than the file system has: %v", err)
+	}
+	b.wantDisks(vm, 2*microvm.MinDiskSize)
+	large := b.set("a", machines.SetRequest{DiskSize: new(total)})["disk_size"]
+	if large.Effect != machines.Now || !strings.Contains(large.Detail, "are free") {
+		t.Errorf("two disks as large as the file system: %+v", large)
+	}
+	b.wantDisks(vm, total)
 }
 
 func TestSetRefuses(t *testing.T) {
@@ -120,6 +156,7 @@ func TestSetRefuses(t *testing.T) {
 		"no disk":         {machines.SetRequest{DiskSize: new(int64(0)), Memory: ok}, fault.Invalid, "disk"},
 		"odd disk":        {machines.SetRequest{DiskSize: new(int64(2*size + 1)), Memory: ok}, fault.Invalid, "disk"},
 		"absurd disk":     {machines.SetRequest{DiskSize: new(int64(1 << 60)), Memory: ok}, fault.Invalid, "disk"},
+		"negative TTL":    {machines.SetRequest{TTL: new(-time.Second)}, fault.Invalid, "time to live"},
 		"empty label":     {machines.SetRequest{Labels: map[string]string{"": "v"}, Memory: ok}, fault.Invalid, "label"},
 		"label with =":    {machines.SetRequest{Labels: map[string]string{"a=b": "v"}}, fault.Invalid, "label"},
 		"control in key":  {machines.SetRequest{Labels: map[string]string{"a\x1b": "v"}}, fault.Invalid, "label"},

@@ -87,37 +87,50 @@ func (s *core) signal(ctx context.Context, ref string, signal unix.Signal) (Info
 
 // Pause freezes a running VM; its memory is kept. Pausing a paused one is no error.
 func (s *Service) Pause(ctx context.Context, ref string) (Info, error) {
-	return s.freeze(ctx, ref, "pause", microvm.Running, microvm.Paused)
+	return s.freeze(ctx, ref, "pause", microvm.Paused)
 }
 
 // Resume lets a paused VM go on, with its clock set right. Resuming one that runs is no error.
 func (s *Service) Resume(ctx context.Context, ref string) (Info, error) {
-	return s.freeze(ctx, ref, "resume", microvm.Paused, microvm.Running)
+	return s.freeze(ctx, ref, "resume", microvm.Running)
 }
 
-func (s *core) freeze(ctx context.Context, ref, op string, from, to microvm.State) (Info, error) {
+// freezeTimeout is how long a monitor may take to pause or resume its VM.
+const freezeTimeout = 10 * time.Second
+
+// freeze pauses or resumes. Once begun it goes on to the end, whatever the caller does, so that what is recorded is what
+// the VM does. Should that differ nevertheless, the VM is made to do again what is asked for.
+func (s *core) freeze(ctx context.Context, ref, op string, to microvm.State) (Info, error) {
 	h, err := s.claim(ctx, ref, op)
 	if err != nil {
 		return Info{}, err
 	}
 	defer h.release()
 	a := h.attachment()
-	switch {
-	case h.vm.State == to:
-		return h.info(ctx)
-	case h.vm.State != from || a == nil:
+	if !h.vm.State.Live() || a == nil {
 		return Info{}, fault.New(fault.Precondition, "%s VM %s: it is %s", op, h.vm.Name, h.vm.State).
 			WithHint("see its state: banger vm show %s", h.vm.Name)
+	}
+	ctx, cancel := h.interruptible(context.WithoutCancel(ctx))
+	defer cancel()
+	ask := func(do func(context.Context) error) error {
+		ctx, cancel := context.WithTimeoutCause(ctx, freezeTimeout,
+			fault.New(fault.Timeout, "%s VM %s: its monitor does not answer", op, h.vm.Name).WithHint("end it: banger vm kill %s", h.vm.Name))
+		defer cancel()
+		return do(ctx)
 	}
 	act, undo := a.client.Pause, a.client.Resume
 	if to == microvm.Running {
 		act, undo = undo, act
 	}
-	if err := act(ctx); err != nil {
+	if err := ask(act); err != nil {
 		return Info{}, err
 	}
+	if h.vm.State == to {
+		return h.info(ctx)
+	}
 	if err := h.store.SetState(ctx, h.vm.ID, store.Change{To: to}); err != nil {
-		return Info{}, errors.Join(err, undo(context.WithoutCancel(ctx)))
+		return Info{}, errors.Join(err, ask(undo))
 	}
 	if to == microvm.Running {
 		set, cancel := context.WithTimeout(ctx, askTimeout)

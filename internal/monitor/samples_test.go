@@ -165,7 +165,7 @@ func TestSendSamples(t *testing.T) {
 		for i := range int64(3) {
 			m.samples.add(at(i+1, 0))
 		}
-		read := func(spec monitorlink.SamplesSpec, most int, ctx context.Context) (got string) { //nolint:revive // the case first
+		read := func(spec monitorlink.SamplesSpec, most int, ctx context.Context) (got string) {
 			client, server := net.Pipe()
 			done := make(chan struct{})
 			go func() {

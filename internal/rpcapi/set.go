@@ -5,7 +5,6 @@ import (
 
 	"connectrpc.com/connect"
 
-	"banger/internal/fault"
 	bangerv1 "banger/internal/gen/banger/v1"
 	"banger/internal/machines"
 )
@@ -13,15 +12,20 @@ import (
 // Set implements the call of the same name.
 func (v *VMs) Set(ctx context.Context, req *connect.Request[bangerv1.SetRequest]) (*connect.Response[bangerv1.SetResponse], error) {
 	m := req.Msg
-	if m.GetTtl() != nil || m.GetIdleTimeout() != nil {
-		return nil, toError(fault.New(fault.Unsupported, "this banger has no time limits of VMs"))
-	}
 	change := machines.SetRequest{
 		Memory: m.Memory, DiskSize: m.DiskSize, Labels: m.GetLabels(), RemoveLabels: m.GetRemoveLabels(),
 	}
 	if m.Vcpus != nil {
 		n := int(m.GetVcpus())
 		change.VCPUs = &n
+	}
+	if m.GetTtl() != nil {
+		d := m.GetTtl().AsDuration()
+		change.TTL = &d
+	}
+	if m.GetIdleTimeout() != nil {
+		d := m.GetIdleTimeout().AsDuration()
+		change.IdleTimeout = &d
 	}
 	info, results, err := v.machines.Set(ctx, m.GetVm(), change)
 	if err != nil {

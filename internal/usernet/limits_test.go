@@ -169,7 +169,7 @@ func TestFragmentFlood(t *testing.T) {
 	runtime.GC()
 	var before, after runtime.MemStats
 	runtime.ReadMemStats(&before)
-	frame := ipv4Packet(17, guestAddr, "203.0.113.1", make([]byte, 1400))
+	frame := ipv4Packet(17, guestAddr, "10.9.9.9", make([]byte, 1400))
 	ip := header.IPv4(frame[etherSize:])
 	for i := range 20_000 {
 		ip.SetID(uint16(i))
