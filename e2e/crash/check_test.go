@@ -14,6 +14,7 @@ import (
 	"syscall"
 	"time"
 
+	"banger/internal/fault"
 	bangerv1 "banger/internal/gen/banger/v1"
 	"banger/internal/microvm"
 	"banger/internal/monitorlink"
@@ -154,7 +155,8 @@ func (b *bed) empty(ctx context.Context, c client) {
 	vms, err := c.list(ctx)
 	b.must(err)
 	for _, vm := range vms {
-		if err := c.delete(ctx, vm.GetId(), true); err != nil {
+		// Whoever was left without a client may have been quicker.
+		if err := c.delete(ctx, vm.GetId(), true); err != nil && !fault.Is(err, fault.NotFound) {
 			b.Errorf("delete %s (%s): %v", vm.GetName(), vm.GetState(), err)
 		}
 	}

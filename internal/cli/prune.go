@@ -52,7 +52,7 @@ func runPrune(ctx context.Context, a *app, force bool) error {
 		if !isTerminal(a.sys.Stdin) || !isTerminal(a.sys.Stderr) {
 			return usagef("%d VMs would be deleted, and there is no terminal to ask on", len(ids)).withHint("banger vm prune -f")
 		}
-		fmt.Fprintf(a.sys.Stderr, "Delete %s with all that is in them? [y/N] ", printable(strings.Join(names, ", ")))
+		_, _ = fmt.Fprintf(a.sys.Stderr, "Delete %s with all that is in them? [y/N] ", printable(strings.Join(names, ", ")))
 		answer, _ := bufio.NewReader(a.sys.Stdin).ReadString('\n')
 		if s := strings.ToLower(strings.TrimSpace(answer)); s != "y" && s != "yes" {
 			return exitStatus(exitFailed)

@@ -63,8 +63,21 @@ func TestSetRefuses(t *testing.T) {
 	t.Parallel()
 	b := newBench(t, &fakeDaemon{vms: someVMs()})
 	for _, args := range [][]string{
-		{}, {"--vcpu", "0"}, {"--vcpu", "-1"}, {"--vcpu", "33"}, {"--memory", "0"}, {"--memory", "-1"}, {"--memory", "1P"}, {"--memory", "2T"},
-		{"--disk-size", "0"}, {"--disk-size", "17T"}, {"--label", "a"}, {"--label", "=b"}, {"--label", "-"}, {"--ttl", "-1s"}, {"--idle-timeout", "x"},
+		{},
+		{"--vcpu", "0"},
+		{"--vcpu", "-1"},
+		{"--vcpu", "33"},
+		{"--memory", "0"},
+		{"--memory", "-1"},
+		{"--memory", "1P"},
+		{"--memory", "2T"},
+		{"--disk-size", "0"},
+		{"--disk-size", "17T"},
+		{"--label", "a"},
+		{"--label", "=b"},
+		{"--label", "-"},
+		{"--ttl", "-1s"},
+		{"--idle-timeout", "x"},
 	} {
 		got := b.run(append([]string{"vm", "set", "alpha"}, args...)...)
 		if got.status != exitUsage || got.stdout != "" || !strings.Contains(got.stderr, "try:") {

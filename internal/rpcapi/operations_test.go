@@ -135,12 +135,12 @@ func TestEvents(t *testing.T) {
 	b := newBed(t)
 	ctx, leave := context.WithCancel(t.Context())
 	defer leave()
+	vm := b.create("a", true) // the call returns with the first event
 	stream, err := b.api.Events.Events(ctx, connect.NewRequest(&bangerv1.EventsRequest{Follow: true, Vm: "a"}))
 	if err != nil {
 		t.Fatal(err)
 	}
 	defer stream.Close() //nolint:errcheck // Err tells
-	vm := b.create("a", true)
 	b.create("b", false)
 	if _, _, err := events(b.api.VMs.Delete(t.Context(), connect.NewRequest(&bangerv1.DeleteRequest{Vm: "a", Force: true}))); err != nil {
 		t.Fatal(err)
