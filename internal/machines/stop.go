@@ -18,10 +18,6 @@ import (
 // askTimeout bounds how long the agent may take to accept a shutdown. An unreachable guest costs no more than this.
 const askTimeout = 2 * time.Second
 
-// lostAnswer is how long a VM may take to end after its answer to the request did not arrive: a guest that goes down at
-// once takes the link along.
-const lostAnswer = time.Second
-
 // Stop shuts a VM down: the guest flushes its file systems and powers off; if that takes longer than the timeout, it is
 // killed, which is no error. Stopping one that does not run is no error.
 func (s *Service) Stop(ctx context.Context, ref string, timeout time.Duration, report progress.Sink) (Info, error) {
@@ -72,6 +68,7 @@ func (h *hold) shutdown(ctx context.Context, a *attachment, timeout time.Duratio
 			return false
 		}
 	}
+	asked := time.Now()
 	ask, cancel := context.WithTimeout(ctx, askTimeout)
 	err := guestlink.NewClient(a.client).Shutdown(ask, guestproto.PowerOff)
 	cancel()
@@ -80,7 +77,7 @@ func (h *hold) shutdown(ctx context.Context, a *attachment, timeout time.Duratio
 		select {
 		case <-a.done: // it was quicker than its answer
 			return true
-		case <-time.After(lostAnswer):
+		case <-time.After(askTimeout - time.Since(asked)): // it takes the link along when it goes down at once
 			return false
 		}
 	}
