@@ -37,6 +37,7 @@ func table() map[string]entry {
 		"config":                          {layer: mechanism},
 		"debian":                          {layer: mechanism, may: []string{"hostexec"}},
 		"depot":                           {layer: mechanism},
+		"ext4":                            {layer: mechanism},
 		generated:                         {layer: mechanism},
 		"gitsync":                         {layer: mechanism, may: []string{"hostexec"}},
 		"guestlink":                       {layer: mechanism, may: []string{"guestproto"}},
@@ -52,13 +53,13 @@ func table() map[string]entry {
 		"initramfs":                       {layer: mechanism, may: []string{"hostexec"}},
 		"journal":                         {layer: mechanism},
 		"monitorlink":                     {layer: mechanism, may: []string{"hostexec", "hypervisor"}},
-		"ocipull":                         {layer: mechanism},
+		"oci":                             {layer: mechanism},
 		"operations":                      {layer: mechanism},
 		"rootfs":                          {layer: mechanism, may: []string{"hostexec"}},
 		"store":                           {layer: mechanism, may: []string{"journal"}},
 		"usernet":                         {layer: mechanism},
 
-		"images":  {layer: service, may: []string{"config", "debian", "depot", "hostexec", "rootfs", "ocipull", "store"}},
+		"images":  {layer: service, may: []string{"config", "debian", "depot", "hostexec", "rootfs", "oci", "ext4", "store"}},
 		"kernels": {layer: service, may: []string{"config", "debian", "depot", "hostexec", "rootfs", "initramfs", "store"}},
 		"machines": {layer: service, may: []string{
 			"config", "guestlink", "guestproto", "hypervisor", "initramfs", "journal", "monitorlink", "rootfs", "store",
@@ -73,8 +74,8 @@ func table() map[string]entry {
 
 		"cli": {layer: root, may: []string{generated, "config", "gitsync", "hostexec", "rpcclient"}},
 		"daemon": {layer: root, may: []string{
-			generated, "backends", "config", "debian", "depot", "gitsync", "guestlink", "hostexec", "hypervisor", "images", "initramfs",
-			"journal", "kernels", "machines", "monitorlink", "ocipull", "operations", "rootfs", "rpcapi", "store", "usernet", "workspaces",
+			generated, "backends", "config", "debian", "depot", "gitsync", "guestlink", "hostexec", "ext4", "hypervisor", "images", "initramfs",
+			"journal", "kernels", "machines", "monitorlink", "oci", "operations", "rootfs", "rpcapi", "store", "usernet", "workspaces",
 		}},
 		"guestagent": {layer: root, may: []string{"guestproto"}},
 		"helper":     {layer: root, may: []string{"config", "hostexec", "hostnet"}},
