@@ -102,23 +102,6 @@ func cmdKill9(ts *testscript.TestScript, _ bool, args []string) {
 	}
 }
 
-// cmdFreeze: freeze VM stops the VMM of a VM that is being started, so that it does not come up before it is looked at.
-func cmdFreeze(ts *testscript.TestScript, _ bool, args []string) {
-	if len(args) != 1 {
-		ts.Fatalf("usage: freeze VM")
-	}
-	deadline := time.Now().Add(10 * time.Second)
-	for {
-		if info := show(ts, args[0]); info.State == "starting" && info.VMMPid > 1 {
-			ts.Check(syscall.Kill(info.VMMPid, syscall.SIGSTOP))
-			return
-		} else if info.State == "running" || time.Now().After(deadline) {
-			ts.Fatalf("VM %s is %s and cannot be frozen in its start", args[0], info.State)
-		}
-		time.Sleep(10 * time.Millisecond)
-	}
-}
-
 // cmdBootID: boot-id VM NAME sets the variable NAME to the boot id of the VM.
 func cmdBootID(ts *testscript.TestScript, _ bool, args []string) {
 	if len(args) != 2 {

@@ -155,7 +155,6 @@ func TestScenarios(t *testing.T) {
 		Setup: setup,
 		Cmds: map[string]func(*testscript.TestScript, bool, []string){
 			"kill9":      cmdKill9,
-			"freeze":     cmdFreeze,
 			"noleaks":    cmdNoLeaks,
 			"boot-id":    cmdBootID,
 			"eventually": cmdEventually,
