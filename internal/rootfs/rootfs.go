@@ -93,10 +93,12 @@ func convert(ctx context.Context, r io.Reader, f *os.File, opts Options) (Info, 
 	if err := f.Chmod(0o444); err != nil {
 		return Info{}, fmt.Errorf("protect image: %w", err)
 	}
-	if err := f.Sync(); err != nil {
-		return Info{}, fmt.Errorf("sync image: %w", err)
-	}
+	synced := make(chan error, 1)
+	go func() { synced <- f.Sync() }() // the disk works while the processor does
 	digest, err := hashFrom(ctx, f)
+	if serr := <-synced; serr != nil {
+		return Info{}, fmt.Errorf("sync image: %w", serr)
+	}
 	if err != nil {
 		return Info{}, fmt.Errorf("hash image: %w", err)
 	}

@@ -6,14 +6,21 @@ import (
 	"errors"
 	"io"
 	"os"
+
+	"golang.org/x/sys/unix"
 )
 
-// sparseFile is a new file in which blocks of zeros beyond what was written so far become holes.
+// writeback is how many bytes are written before the kernel is told to begin with its own writing.
+const writeback = 32 << 20
+
+// sparseFile is a new file in which blocks of zeros beyond what was written so far become holes. It goes to the disk while
+// it is written, so that there is little left to wait for in the end.
 type sparseFile struct {
-	f   *os.File
-	pos int64
-	end int64 // apparent size so far
-	err error // the first error of the file
+	f      *os.File
+	pos    int64
+	end    int64 // apparent size so far
+	handed int64 // bytes below this position are on their way to the disk
+	err    error // the first error of the file
 }
 
 // Write splits what it gets at block borders and leaves out blocks of zeros where nothing was written before.
@@ -30,6 +37,11 @@ func (s *sparseFile) Write(p []byte) (int, error) {
 		s.pos += int64(n)
 		s.end = max(s.end, s.pos)
 		done += n
+	}
+	if n := s.end - s.handed; n >= writeback {
+		// Only a matter of speed: not every filesystem can.
+		_ = unix.SyncFileRange(int(s.f.Fd()), s.handed, n, unix.SYNC_FILE_RANGE_WRITE)
+		s.handed = s.end
 	}
 	return done, nil
 }
