@@ -90,6 +90,18 @@ type DiskGrower interface {
 	GrowDisk(ctx context.Context, serial string, size int64) error
 }
 
+// MemorySizer is what a VMM also is if its backend's Capabilities say SizeMemory: it takes memory from the guest and
+// gives it back, up to what the machine was booted with.
+type MemorySizer interface {
+	// SetMemory tells the guest to make do with a size in bytes, a multiple of 1 MiB, and returns at once: the guest follows
+	// by itself, as far as it can and wants to, and a paused one when it goes on. The machine's own size gives it all back.
+	// What the guest has given up goes back to the host. fault.Invalid: a size that is not above 0, is odd, or more than
+	// the machine's.
+	SetMemory(ctx context.Context, size int64) error
+	// Memory says how many bytes the guest has at present.
+	Memory(ctx context.Context) (int64, error)
+}
+
 // Status is the state of the vCPUs.
 type Status string
 
@@ -126,5 +138,6 @@ type Capabilities struct {
 	Snapshot    bool
 	Vsock       bool
 	GrowDisk    bool // a VMM is a DiskGrower
+	SizeMemory  bool // a VMM is a MemorySizer
 	MaxVCPUs    int
 }

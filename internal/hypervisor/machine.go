@@ -122,6 +122,16 @@ func (m Machine) CheckGrow(serial string, size int64) (index int, err error) {
 	return index, nil
 }
 
+// CheckMemory checks a request to give the guest of this machine another size of memory, in bytes. Its errors are those
+// of [MemorySizer].
+func (m Machine) CheckMemory(size int64) error {
+	if size <= 0 || size > m.Memory || size%(1<<20) != 0 {
+		return fault.New(fault.Invalid, "give machine %q a memory of %d bytes: it is not a whole number of MiB up to the %d MiB that it has",
+			m.ID, size, m.Memory>>20)
+	}
+	return nil
+}
+
 // isDisk accepts regular files and block devices.
 func isDisk(mode fs.FileMode) bool {
 	return mode.IsRegular() || mode&(fs.ModeDevice|fs.ModeCharDevice) == fs.ModeDevice

@@ -32,6 +32,7 @@ const (
 	EnvCmdline = "FAKEVMM_CMDLINE" // the kernel command line
 	EnvDisk    = "FAKEVMM_DISK_"   // followed by a disk's serial: its path
 	EnvMAC     = "FAKEVMM_MAC"     // the network device's address, if there is one
+	EnvMemory  = "FAKEVMM_MEMORY"  // path of a file with the size of the guest's memory in bytes, in decimal
 )
 
 // ExitReset is the exit status of a guest that reboots or panics (EX_TEMPFAIL of sysexits.h: try again).
@@ -59,7 +60,7 @@ func (b *Backend) Name() string { return "fake" }
 
 // Capabilities are those of no VMM at all.
 func (b *Backend) Capabilities() hypervisor.Capabilities {
-	return hypervisor.Capabilities{Accelerator: "none", Version: "0", Pause: true, GrowDisk: true, MaxVCPUs: 1 << 10}
+	return hypervisor.Capabilities{Accelerator: "none", Version: "0", Pause: true, GrowDisk: true, SizeMemory: true, MaxVCPUs: 1 << 10}
 }
 
 // Boot starts the guest's program.
@@ -94,7 +95,10 @@ func (b *Backend) Boot(ctx context.Context, m hypervisor.Machine) (hypervisor.VM
 }
 
 func (b *Backend) start(m hypervisor.Machine) (_ *vmm, err error) {
-	v := &vmm{machine: m, done: make(chan struct{})}
+	v := &vmm{machine: m, done: make(chan struct{}), balloon: balloon{machine: m}}
+	if err := v.balloon.set(m.Memory); err != nil {
+		return nil, err
+	}
 	var guest []*os.File
 	defer func() {
 		for _, f := range guest {
@@ -102,6 +106,7 @@ func (b *Backend) start(m hypervisor.Machine) (_ *vmm, err error) {
 		}
 		if err != nil {
 			v.closeStreams()
+			v.balloon.remove()
 		}
 	}()
 	for _, conn := range []*net.Conn{&v.link, &v.console} {
@@ -141,7 +146,7 @@ func (b *Backend) start(m hypervisor.Machine) (_ *vmm, err error) {
 }
 
 func environment(m hypervisor.Machine) []string {
-	env := append(os.Environ(), EnvID+"="+m.ID, EnvCmdline+"="+m.Cmdline)
+	env := append(os.Environ(), EnvID+"="+m.ID, EnvCmdline+"="+m.Cmdline, EnvMemory+"="+balloonFile(m))
 	for _, d := range m.Disks {
 		env = append(env, EnvDisk+d.Serial+"="+d.Path)
 	}
@@ -170,6 +175,7 @@ func socketPair() (net.Conn, *os.File, error) {
 // vmm is one guest process.
 type vmm struct {
 	machine       hypervisor.Machine
+	balloon       balloon
 	proc          *hostexec.Process
 	link, console net.Conn
 	unread        *os.File // with Faults.Mute: the far end of link
@@ -188,6 +194,7 @@ func (v *vmm) reap() {
 	if v.unread != nil {
 		_, _ = v.unread.Close(), v.nowhere.Close()
 	}
+	v.balloon.remove()
 	v.mu.Lock()
 	killed := v.killed
 	v.mu.Unlock()

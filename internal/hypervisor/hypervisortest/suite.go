@@ -57,6 +57,7 @@ func Run(t *testing.T, s Suite) {
 		{"Cmdline", Suite.cmdline},
 		{"Disks", Suite.disks},
 		{"GrowDisk", Suite.growDisk},
+		{"SizeMemory", Suite.sizeMemory},
 		{"NIC", Suite.nic},
 		{"PauseResume", Suite.pauseResume},
 		{"Kill", Suite.kill},

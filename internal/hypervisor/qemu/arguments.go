@@ -15,6 +15,11 @@ const linkPort = "banger.link"
 // boot is slower than by default; at 16 one takes a quarter longer.
 const translationCache = 256
 
+// balloonDevice takes memory from the guest and gives it back. By free page reporting the guest says by itself which pages
+// it has freed, and QEMU gives them back to the host. Not where memory is a private mapping of a file: QEMU 7.2 would
+// punch holes into that file, and take the pages from everybody who has it mapped (ram_block_discard_range).
+const balloonDevice = "virtio-balloon-device,id=balloon,free-page-reporting=on"
+
 // descriptors are the numbers of the descriptors that QEMU inherits.
 type descriptors struct {
 	qmp, console, link int
@@ -46,6 +51,7 @@ func arguments(h Host, m hypervisor.Machine, fds descriptors) []string {
 		"-device", "virtserialport,chardev=link,name="+linkPort,
 		"-object", "rng-builtin,id=rng", "-device", "virtio-rng-device,rng=rng",
 		"-device", "vmgenid,guid=auto",
+		"-device", balloonDevice,
 	)
 	for i, d := range m.Disks {
 		args = append(args, disk(i, d, fds.disks[i])...)

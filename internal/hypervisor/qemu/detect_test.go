@@ -95,7 +95,7 @@ func script(t *testing.T, body string) string {
 	// A child that is forked meanwhile would hold the file open for writing, and it could not be executed (ETXTBSY).
 	syscall.ForkLock.RLock()
 	defer syscall.ForkLock.RUnlock()
-	if err := os.WriteFile(path, []byte("#!/bin/sh\n"+body+"\n"), 0o700); err != nil { //nolint:gosec // it is to be run
+	if err := os.WriteFile(path, []byte("#!/bin/sh\n"+body+"\n"), 0o700); err != nil { // it is to be run
 		t.Fatal(err)
 	}
 	return path

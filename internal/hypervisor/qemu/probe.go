@@ -99,7 +99,7 @@ func probeKernel() []byte {
 	note = append(note, "Xen\x00"...)
 	note = binary.LittleEndian.AppendUint32(note, probeBase)
 	noteAt := uint32(headerSize + 2*segmentSize)
-	codeAt := noteAt + uint32(len(note)) //nolint:gosec // 20 bytes
+	codeAt := noteAt + uint32(len(note)) // 20 bytes
 
 	f := []byte{0x7f, 'E', 'L', 'F', 1, 1, 1, 0, 0, 0, 0, 0, 0, 0, 0, 0}
 	f = binary.LittleEndian.AppendUint16(f, 2) // an executable
@@ -110,7 +110,7 @@ func probeKernel() []byte {
 	for _, v := range []uint16{headerSize, segmentSize, 2, 40, 0, 0} {
 		f = binary.LittleEndian.AppendUint16(f, v)
 	}
-	size, noteSize := uint32(len(code)), uint32(len(note)) //nolint:gosec // both below 200
+	size, noteSize := uint32(len(code)), uint32(len(note)) // both below 200
 	for _, v := range []uint32{
 		1, codeAt, probeBase, probeBase, size, probeSize, 7, 4, // loaded at probeBase; what follows the code is zero
 		4, noteAt, 0, 0, noteSize, noteSize, 4, 4,

@@ -49,6 +49,7 @@ func (b *Backend) Capabilities() hypervisor.Capabilities {
 		Version:     b.host.Version,
 		Pause:       true,
 		GrowDisk:    true,
+		SizeMemory:  true,
 		MaxVCPUs:    microvm.MaxVCPUs,
 	}
 }

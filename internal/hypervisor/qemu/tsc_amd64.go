@@ -42,7 +42,7 @@ func measureTSC(ctx context.Context) (int, error) {
 	if khz < 100_000 || khz > 20_000_000 {
 		return 0, errors.New("the time stamp counter has no sensible rate")
 	}
-	return int(khz), nil //nolint:gosec // bounded above
+	return int(khz), nil // bounded above
 }
 
 // sampleTSC reads the counter and the clock (ns) at the same moment, as near as can be: of several tries it takes the one
@@ -57,7 +57,7 @@ func sampleTSC() (tsc, ns uint64, err error) {
 		}
 		after := rdtsc()
 		if took := after - before; took < best {
-			best, tsc, ns = took, before+took/2, uint64(t.Nano()) //nolint:gosec // since boot: not negative
+			best, tsc, ns = took, before+took/2, uint64(t.Nano()) // since boot: not negative
 		}
 	}
 	return tsc, ns, nil

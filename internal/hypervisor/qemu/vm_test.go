@@ -58,7 +58,7 @@ func buildInitramfs(t *testing.T, modules string) string {
 	defer f.Close() //nolint:errcheck // closed below where it matters
 	err = initramfs.Build(t.Context(), f, initramfs.Spec{
 		AgentPath: hypervisortest.BuildGuest(t), ModulesDir: modules,
-		Modules: []string{"virtio_mmio", "virtio_console", "virtio_blk", "virtio_net"},
+		Modules: []string{"virtio_mmio", "virtio_console", "virtio_blk", "virtio_net", "virtio_balloon"},
 	})
 	if err != nil {
 		t.Fatal(err)

@@ -118,6 +118,15 @@ func (machine) size(serial string) (string, error) {
 	return strconv.FormatInt(sectors*512, 10), err
 }
 
+// memory reads the total of sysinfo(2), from which the balloon driver takes what it has given up.
+func (machine) memory() (string, error) {
+	var info unix.Sysinfo_t
+	if err := unix.Sysinfo(&info); err != nil {
+		return "", err
+	}
+	return strconv.FormatUint(info.Totalram*uint64(info.Unit), 10), nil
+}
+
 // send brings up the first network device but the loopback and sends a frame over it.
 func (machine) send(frame func(net.HardwareAddr) []byte) error {
 	all, err := net.Interfaces()

@@ -13,6 +13,7 @@
 //	read SERIAL         the first line of the disk of that serial number
 //	write SERIAL TEXT   makes TEXT the first line of that disk and syncs it; "ok"
 //	size SERIAL         the size of that disk in bytes
+//	memory              the size of the memory in bytes, less what the kernel needs for itself
 //	frame               sends an Ethernet frame to everybody, with the text "frame" (see frame); "ok"
 //	shutdown, reboot, panic   ends the machine; no answer
 //
@@ -37,6 +38,7 @@ type platform interface {
 	cmdline() (string, error)
 	disk(serial string) (path string, err error)
 	size(serial string) (bytes string, err error)
+	memory() (bytes string, err error)
 	send(frame func(mac net.HardwareAddr) []byte) error
 	end(how string) error // "shutdown", "reboot" or "panic"
 }
@@ -104,6 +106,8 @@ func serve(link, console io.ReadWriter, p platform) error {
 			answer, err = accessDisk(p, verb, rest)
 		case "size":
 			answer, err = p.size(rest)
+		case "memory":
+			answer, err = p.memory()
 		case "frame":
 			answer, err = "ok", p.send(frame)
 		case "shutdown", "reboot", "panic":
@@ -170,13 +174,18 @@ func (p process) size(serial string) (string, error) {
 	return strconv.FormatInt(info.Size(), 10), nil
 }
 
+func (process) memory() (string, error) {
+	text, err := os.ReadFile(os.Getenv("FAKEVMM_MEMORY"))
+	return string(text), err
+}
+
 func (process) send(frame func(net.HardwareAddr) []byte) error {
 	mac, err := net.ParseMAC(os.Getenv("FAKEVMM_MAC"))
 	if err != nil {
 		return err
 	}
 	f := frame(mac)
-	_, err = os.NewFile(5, "network").Write(append(binary.BigEndian.AppendUint32(nil, uint32(len(f))), f...)) //nolint:gosec // 60
+	_, err = os.NewFile(5, "network").Write(append(binary.BigEndian.AppendUint32(nil, uint32(len(f))), f...)) // 60
 	return err
 }
 
