@@ -13,7 +13,7 @@ VERSION := banger/internal/version
 STAMP   := -X $(VERSION).release=$(RELEASE) -X $(VERSION).commit=$(COMMIT) -X $(VERSION).built=$(BUILT)
 
 .DEFAULT_GOAL := help
-.PHONY: help run test unit host vm soak bench lint gen gen-check build install clean deps deps-test
+.PHONY: help run test unit vm soak bench lint gen gen-check build install clean deps deps-test
 
 help: ## list the targets
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-10s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
@@ -25,21 +25,20 @@ build: ## build bin/banger and bin/banger-guest
 	@CGO_ENABLED=0 go build -trimpath -ldflags '-s -w' -o bin/banger-guest ./cmd/banger-guest
 	@CGO_ENABLED=0 go build -trimpath -ldflags '-s -w $(STAMP)' -o bin/banger ./cmd/banger
 
-test: deps-test gen-check build ## run all tests: unit, host and vm
-	@seed=$$(scripts/seed.sh) && eval "$$seed" && go -C tools run ./tiers tools unit host vm
+test: deps-test gen-check build ## run all tests: unit and vm
+	@seed=$$(scripts/seed.sh) && eval "$$seed" && go -C tools run ./tiers tools unit vm
 
 unit: ## run the tests that need nothing: no root, no VM
 	@go -C tools run ./tiers tools unit
 
-host: deps-test build ## run the tests that need namespaces of their own
-	@go -C tools run ./tiers host
-
 vm: deps-test build ## run the tests that boot VMs (QEMU; no KVM needed)
 	@seed=$$(scripts/seed.sh) && eval "$$seed" && go -C tools run ./tiers vm
 
-soak: deps-test build ## crash and leak tests at length (BANGER_CRASH_SECONDS of fuzzing, BANGER_CRASH_SEED repeats one)
+soak: deps-test build ## crash and leak tests at length, and the image with Docker (BANGER_CRASH_SECONDS of fuzzing, BANGER_CRASH_SEED repeats one)
 	@seed=$$(scripts/seed.sh) && eval "$$seed" && \
-	  BANGER_SOAK=1 BANGER_CRASH_SECONDS=$${BANGER_CRASH_SECONDS:-600} go test -count=1 -v -timeout 0 -tags vm ./e2e/crash
+	  export BANGER_SOAK=1 && \
+	  BANGER_CRASH_SECONDS=$${BANGER_CRASH_SECONDS:-600} go test -count=1 -v -timeout 0 -tags vm ./e2e/crash && \
+	  go test -count=1 -v -timeout 0 -tags vm ./e2e -run TestScenarios/docker
 
 bench: deps build ## measure banger on this machine, and fail if a budget is exceeded
 	@go run ./e2e/bench -bin bin

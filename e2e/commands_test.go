@@ -73,11 +73,7 @@ func cmdKill9(ts *testscript.TestScript, _ bool, args []string) {
 	var pid int
 	switch {
 	case len(args) == 1 && args[0] == "daemon":
-		var st struct {
-			Pid int `json:"pid"`
-		}
-		ts.Check(json.Unmarshal(output(ts, "daemon", "status", "--output", "json"), &st))
-		pid = st.Pid
+		pid = daemonPid(ts)
 	case len(args) == 2 && args[0] == "monitor":
 		pid = show(ts, args[1]).MonitorPid
 	case len(args) == 2 && args[0] == "vmm":
@@ -100,6 +96,14 @@ func cmdKill9(ts *testscript.TestScript, _ bool, args []string) {
 		}
 		time.Sleep(5 * time.Millisecond)
 	}
+}
+
+func daemonPid(ts *testscript.TestScript) int {
+	var st struct {
+		Pid int `json:"pid"`
+	}
+	ts.Check(json.Unmarshal(output(ts, "daemon", "status", "--output", "json"), &st))
+	return st.Pid
 }
 
 // cmdBootID: boot-id VM NAME sets the variable NAME to the boot id of the VM.

@@ -147,8 +147,15 @@ func TestScenarios(t *testing.T) {
 		Dir:                 "testdata",
 		RequireExplicitExec: true,
 		Condition: func(cond string) (bool, error) {
-			if cond == "root" {
+			switch cond {
+			case "root":
 				return os.Geteuid() == 0, nil
+			case "cgroups":
+				return cgroupsWork(), nil
+			case "static-busybox":
+				return hasStaticBusybox(), nil
+			case "soak":
+				return os.Getenv("BANGER_SOAK") != "", nil
 			}
 			return false, fmt.Errorf("unknown condition %q", cond)
 		},
@@ -158,6 +165,13 @@ func TestScenarios(t *testing.T) {
 			"noleaks":    cmdNoLeaks,
 			"boot-id":    cmdBootID,
 			"eventually": cmdEventually,
+			"group":      cmdGroup,
+			"static":     cmdStatic,
+			"archive":    cmdArchive,
+			"registry":   cmdRegistry,
+			"push":       cmdPush,
+			"crash":      cmdCrash,
+			"database":   cmdDatabase,
 		},
 	})
 }

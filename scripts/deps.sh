@@ -32,8 +32,13 @@ case ${1:-} in
   test)
     need make make
     need tmux tmux
+    need busybox busybox-static
     need gcc gcc # the race detector needs it, and the C library's headers
     need /usr/include/stdlib.h libc6-dev
+    need umoci umoci # other people's images and what they make of them
+    need skopeo skopeo
+    need setcap libcap2-bin
+    need buildah buildah
     ;;
   *) echo "usage: scripts/deps.sh run|test" >&2; exit 2 ;;
 esac

@@ -19,12 +19,10 @@ import (
 
 	"golang.org/x/sys/unix"
 
-	"banger/internal/backends"
 	"banger/internal/config"
 	"banger/internal/guestlink"
 	"banger/internal/hypervisor"
 	"banger/internal/monitorlink"
-	"banger/internal/rootfs"
 )
 
 // bed is a home of its own for banger, with images and kernels in it.
@@ -125,7 +123,7 @@ func (b *bed) env() []string {
 }
 
 func (b *bed) command(ctx context.Context, args ...string) *exec.Cmd {
-	cmd := exec.CommandContext(ctx, filepath.Join(b.bin, "banger"), args...) //nolint:gosec // the program under test
+	cmd := exec.CommandContext(ctx, filepath.Join(b.bin, "banger"), args...) // the program under test
 	cmd.Env = b.env()
 	return cmd
 }
@@ -148,48 +146,6 @@ func (b *bed) output(ctx context.Context, args ...string) ([]byte, error) {
 		return nil, fmt.Errorf("banger %s: %w", strings.Join(args, " "), err)
 	}
 	return out, nil
-}
-
-// bareBoot boots the VMM with what banger's monitor would give it, and measures until the agent's answer.
-func (b *bed) bareBoot(ctx context.Context) (time.Duration, error) {
-	dir, err := os.MkdirTemp(b.dir, "bare")
-	if err != nil {
-		return 0, err
-	}
-	defer os.RemoveAll(dir) //nolint:errcheck // temporary
-	m := b.bare.Machine
-	m.Dir = dir
-	m.Disks = slices.Clone(m.Disks)
-	for i, d := range m.Disks {
-		if !d.ReadOnly {
-			m.Disks[i].Path = filepath.Join(dir, d.Serial)
-			if err := rootfs.Blank(ctx, m.Disks[i].Path, 8<<30, rootfs.BlankOptions{}); err != nil {
-				return 0, err
-			}
-		}
-	}
-	wire, err := deadWire(&m)
-	if err != nil {
-		return 0, err
-	}
-	defer wire.Close() //nolint:errcheck // temporary
-	backend, err := backends.Make(b.bare.Backend, b.bare.Host)
-	if err != nil {
-		return 0, err
-	}
-	began := time.Now()
-	vmm, err := backend.Boot(ctx, m)
-	if err != nil {
-		return 0, err
-	}
-	defer vmm.Kill()
-	go io.Copy(io.Discard, vmm.Console()) //nolint:errcheck // ends with the VMM
-	s, _, err := guestlink.Open(ctx, vmm.Link())
-	if err != nil {
-		return 0, err
-	}
-	took := time.Since(began)
-	return took, s.Close()
 }
 
 // deadWire gives a machine a network device on which nobody answers.

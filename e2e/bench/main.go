@@ -7,10 +7,12 @@ import (
 	"context"
 	"flag"
 	"fmt"
+	"maps"
 	"os"
 	"os/signal"
 	"path/filepath"
 	"slices"
+	"strings"
 	"text/tabwriter"
 	"time"
 )
@@ -18,16 +20,17 @@ import (
 func main() {
 	bin := flag.String("bin", "bin", "directory with banger and banger-guest")
 	rounds := flag.Int("rounds", 7, "how often each figure is measured")
+	only := flag.String("only", "", "names of what is measured, with commas between them: "+strings.Join(slices.Sorted(maps.Keys(measures())), ", ")+"; empty: all")
 	flag.Parse()
 	ctx, stop := signal.NotifyContext(context.Background(), os.Interrupt)
 	defer stop()
-	ok, err := run(ctx, *bin, *rounds)
+	ok, err := run(ctx, *bin, *rounds, *only)
 	if err != nil {
 		fmt.Fprintln(os.Stderr, "bench:", err)
 	}
 	if err != nil || !ok {
 		stop()
-		os.Exit(1) //nolint:gocritic // stop has been called
+		os.Exit(1) // stop has been called
 	}
 }
 
@@ -40,15 +43,34 @@ type figure struct {
 	ok     bool
 }
 
-func run(ctx context.Context, bin string, rounds int) (bool, error) {
+// measure takes figures on a bed, so many times each.
+type measure func(ctx context.Context, b *bed, rounds int) ([]figure, error)
+
+// measures are all, by name.
+func measures() map[string]measure {
+	return map[string]measure{
+		"run": coldRun, "exec": execTrue, "ps": psFifty, "sizes": sizes, "stop": stopIdle, "fleet": manyVMs,
+	}
+}
+
+func run(ctx context.Context, bin string, rounds int, only string) (bool, error) {
+	names := []string{"run", "stop", "exec", "ps", "sizes", "fleet"}
+	if only != "" {
+		names = strings.Split(only, ",")
+	}
+	for _, name := range names {
+		if measures()[name] == nil {
+			return false, fmt.Errorf("there is no measure %q", name)
+		}
+	}
 	b, err := newBed(ctx, bin)
 	if err != nil {
 		return false, err
 	}
 	defer b.close(ctx)
 	var figures []figure
-	for _, m := range []func(context.Context, *bed, int) ([]figure, error){coldRun, execTrue, psFifty, sizes} {
-		f, err := m(ctx, b, rounds)
+	for _, name := range names {
+		f, err := measures()[name](ctx, b, rounds)
 		if err != nil {
 			return false, err
 		}
@@ -84,10 +106,11 @@ func ms(d time.Duration) string { return fmt.Sprintf("%.0f ms", float64(d)/float
 func coldRun(ctx context.Context, b *bed, rounds int) ([]figure, error) {
 	var whole, floor []time.Duration
 	for range rounds {
-		d, err := b.bareBoot(ctx)
+		v, d, err := b.bareBoot(ctx)
 		if err != nil {
 			return nil, err
 		}
+		v.close()
 		floor = append(floor, d)
 		if d, err = b.banger(ctx, "run", "--rm", "--quiet", "--init", "agent", "--", "true"); err != nil {
 			return nil, err

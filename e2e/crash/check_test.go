@@ -54,7 +54,7 @@ func zombies(parent int) (n int) {
 func vmFiles() []string {
 	return []string{
 		"system.img", "work.img", "console.log", "console.log.1",
-		"launch.json", "exit.json", "monitor.json", "monitor.lock", "monitor.log",
+		"launch.json", "exit.json", "monitor.json", "monitor.lock", "monitor.log", "home",
 		// Half-written by a process that was killed, and written over by the next.
 		"launch.json.tmp", "exit.json.tmp", "monitor.json.tmp",
 	}

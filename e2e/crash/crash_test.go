@@ -133,7 +133,7 @@ func (b *bed) sow() {
 	b.write(b.state("images", "names", "dummy.json"), map[string]any{"digest": "sha256:" + sum})
 	kernel := b.state("kernels", "dummy")
 	b.write(filepath.Join(kernel, "manifest.json"), map[string]any{
-		"format": 1, "name": "dummy", "release": "1", "digest": "sha256:" + sum, "files": map[string]string{"vmlinuz": "", "modules.ext4": ""},
+		"format": 1, "name": "dummy", "release": "1", "digest": "sha256:" + sum, "files": map[string]string{"vmlinuz": "sha256:" + sum, "modules.ext4": "sha256:" + sum},
 	})
 	b.write(filepath.Join(kernel, "vmlinuz"), "a kernel")
 	b.write(filepath.Join(kernel, "modules.ext4"), "modules")

@@ -51,12 +51,12 @@ func number(variable string, otherwise uint64) uint64 {
 func TestCrashFuzz(t *testing.T) {
 	seconds := number("BANGER_CRASH_SECONDS", 45)
 	f := &fuzzer{
-		bed: newBed(t), seed: number("BANGER_CRASH_SEED", rand.Uint64()), //nolint:gosec // not a secret
-		until: time.Now().Add(time.Duration(seconds) * time.Second), done: map[string]int{}, kills: map[string]int{}, //nolint:gosec // small
+		bed: newBed(t), seed: number("BANGER_CRASH_SEED", rand.Uint64()), // not a secret
+		until: time.Now().Add(time.Duration(seconds) * time.Second), done: map[string]int{}, kills: map[string]int{}, // small
 	}
 	t.Logf("repeat with BANGER_CRASH_SEED=%d", f.seed)
 	f.serve()
-	ctx, cancel := context.WithTimeout(t.Context(), time.Duration(seconds)*time.Second+3*time.Minute) //nolint:gosec // small
+	ctx, cancel := context.WithTimeout(t.Context(), time.Duration(seconds)*time.Second+3*time.Minute) // small
 	defer cancel()
 	var wg sync.WaitGroup
 	for i := range users {
@@ -83,7 +83,7 @@ func (f *fuzzer) note(format string, args ...any) {
 
 // use does one random thing after the other.
 func (f *fuzzer) use(ctx context.Context, user int) {
-	rng := rand.New(rand.NewPCG(f.seed, uint64(user))) //nolint:gosec // not a secret
+	rng := rand.New(rand.NewPCG(f.seed, uint64(user))) // not a secret
 	for time.Now().Before(f.until) {
 		rc, err := f.connect(ctx)
 		if err != nil { // there is no daemon at the moment
@@ -172,7 +172,7 @@ func (f *fuzzer) count(verb string, err error) {
 
 // terrorise kills something now and then, and starts the daemon again.
 func (f *fuzzer) terrorise(ctx context.Context) {
-	rng := rand.New(rand.NewPCG(f.seed, 1<<32)) //nolint:gosec // not a secret
+	rng := rand.New(rand.NewPCG(f.seed, 1<<32)) // not a secret
 	for time.Now().Before(f.until) && ctx.Err() == nil {
 		time.Sleep(time.Duration(rng.IntN(900)) * time.Millisecond)
 		switch rng.IntN(4) {

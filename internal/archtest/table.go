@@ -34,6 +34,7 @@ func table() map[string]entry {
 
 		"archtest":                        {layer: mechanism},
 		"backends":                        {layer: mechanism, may: []string{"hypervisor", "hypervisor/fakevmm", "hypervisor/firecracker", "hypervisor/qemu"}},
+		"cgroup":                          {layer: mechanism},
 		"config":                          {layer: mechanism},
 		"debian":                          {layer: mechanism, may: []string{"hostexec"}},
 		"depot":                           {layer: mechanism},
@@ -42,6 +43,7 @@ func table() map[string]entry {
 		"gitsync":                         {layer: mechanism, may: []string{"hostexec"}},
 		"guestlink":                       {layer: mechanism, may: []string{"guestproto"}},
 		"guestproto":                      {layer: mechanism},
+		"homefiles":                       {layer: mechanism, may: []string{"config", "hostexec"}},
 		"hostexec":                        {layer: mechanism},
 		"hostnet":                         {layer: mechanism, may: []string{"hostexec"}},
 		"hypervisor":                      {layer: mechanism},
@@ -50,19 +52,25 @@ func table() map[string]entry {
 		"hypervisor/hypervisortest":       {layer: mechanism, may: []string{"hypervisor", "hostexec"}},
 		"hypervisor/hypervisortest/guest": {layer: mechanism},
 		"hypervisor/qemu":                 {layer: mechanism, may: []string{"hypervisor", "hostexec"}},
-		"initramfs":                       {layer: mechanism, may: []string{"hostexec"}},
+		"initramfs":                       {layer: mechanism, may: []string{"hostexec", "kmod"}},
 		"journal":                         {layer: mechanism},
-		"monitorlink":                     {layer: mechanism, may: []string{"hostexec", "hypervisor"}},
+		"kernelimage":                     {layer: mechanism},
+		"kmod":                            {layer: mechanism},
+		"monitorlink":                     {layer: mechanism, may: []string{"cgroup", "hostexec", "hypervisor"}},
 		"oci":                             {layer: mechanism},
 		"operations":                      {layer: mechanism},
+		"packages":                        {layer: mechanism},
+		"overlay":                         {layer: mechanism, may: []string{"ext4"}},
 		"rootfs":                          {layer: mechanism, may: []string{"hostexec"}},
 		"store":                           {layer: mechanism, may: []string{"journal"}},
 		"usernet":                         {layer: mechanism},
 
-		"images":  {layer: service, may: []string{"config", "debian", "depot", "hostexec", "rootfs", "oci", "ext4", "store"}},
-		"kernels": {layer: service, may: []string{"config", "debian", "depot", "hostexec", "rootfs", "initramfs", "store"}},
+		"images": {layer: service, may: []string{"config", "debian", "depot", "hostexec", "rootfs", "oci", "ext4", "overlay", "store"}},
+		"kernels": {layer: service, may: []string{
+			"config", "debian", "depot", "hostexec", "rootfs", "initramfs", "kernelimage", "kmod", "packages", "store",
+		}},
 		"machines": {layer: service, may: []string{
-			"config", "guestlink", "guestproto", "hypervisor", "initramfs", "journal", "monitorlink", "rootfs", "store",
+			"cgroup", "config", "guestlink", "guestproto", "hypervisor", "initramfs", "journal", "monitorlink", "rootfs", "store",
 		}},
 		"workspaces": {layer: service, may: []string{"config", "gitsync", "guestlink", "guestproto", "store"}},
 
@@ -74,13 +82,13 @@ func table() map[string]entry {
 
 		"cli": {layer: root, may: []string{generated, "config", "gitsync", "hostexec", "rpcclient"}},
 		"daemon": {layer: root, may: []string{
-			generated, "backends", "config", "debian", "depot", "gitsync", "guestlink", "hostexec", "ext4", "hypervisor", "images", "initramfs",
+			generated, "backends", "cgroup", "config", "debian", "depot", "gitsync", "guestlink", "homefiles", "hostexec", "ext4", "hypervisor", "images", "initramfs",
 			"journal", "kernels", "machines", "monitorlink", "oci", "operations", "rootfs", "rpcapi", "store", "usernet", "workspaces",
 		}},
 		"guestagent": {layer: root, may: []string{"guestproto"}},
 		"helper":     {layer: root, may: []string{"config", "hostexec", "hostnet"}},
 		"monitor": {layer: root, may: []string{
-			"backends", "config", "guestlink", "guestproto", "hostexec", "hypervisor", "monitorlink", "usernet",
+			"backends", "cgroup", "config", "guestlink", "guestproto", "hostexec", "hypervisor", "monitorlink", "usernet",
 		}},
 	}
 }

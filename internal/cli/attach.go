@@ -39,7 +39,9 @@ type session struct {
 	onVM    func(*bangerv1.VM) // Run: the VM is up
 
 	stream *attachStream
-	send   chan *bangerv1.AttachRequest
+	urgent chan *bangerv1.AttachRequest // signals and resizes: they go before input
+	send   chan *bangerv1.AttachRequest // input
+	credit credit
 	cancel context.CancelCauseFunc
 	raw    *rawMode
 
@@ -53,7 +55,8 @@ type session struct {
 func (s *session) run(ctx context.Context, open func(context.Context) *attachStream) error {
 	ctx, s.cancel = context.WithCancelCause(ctx)
 	defer s.cancel(context.Canceled)
-	s.send = make(chan *bangerv1.AttachRequest, 16) // so that a signal finds room while input waits
+	s.urgent, s.send = make(chan *bangerv1.AttachRequest, 64), make(chan *bangerv1.AttachRequest)
+	s.credit.more = make(chan struct{}, 1)
 	s.stream = open(ctx)
 	defer func() {
 		s.raw.restore()
@@ -111,6 +114,8 @@ func (s *session) receive(ctx context.Context) (*bangerv1.ExitStatus, error) {
 			}
 		case *bangerv1.AttachResponse_Started:
 			err = s.started(ctx)
+		case *bangerv1.AttachResponse_StdinCredit:
+			s.credit.grow(kind.StdinCredit)
 		case *bangerv1.AttachResponse_Stdout:
 			s.reacted.Store(true)
 			_, err = s.app.sys.Stdout.Write(kind.Stdout)
@@ -170,7 +175,7 @@ func (s *session) signal(sig syscall.Signal) bool {
 	}
 	s.lastSig, s.lastTime = sig, now
 	s.reacted.Store(false)
-	s.offer(&bangerv1.AttachRequest{Kind: &bangerv1.AttachRequest_Signal{Signal: int32(sig)}}) //nolint:gosec // 1 to 64
+	s.offer(&bangerv1.AttachRequest{Kind: &bangerv1.AttachRequest_Signal{Signal: int32(sig)}}) // 1 to 64
 	return true
 }
 
@@ -180,10 +185,10 @@ func (s *session) resize() {
 	}
 }
 
-// offer queues a message if there is room. There is none only if the guest takes neither input nor signals.
+// offer queues a message if there is room. There is none only if the daemon takes nothing any more.
 func (s *session) offer(msg *bangerv1.AttachRequest) {
 	select {
-	case s.send <- msg:
+	case s.urgent <- msg:
 	default:
 	}
 }
@@ -192,18 +197,25 @@ func (s *session) offer(msg *bangerv1.AttachRequest) {
 func (s *session) sender(ctx context.Context) {
 	defer s.raw.restoreInPanic()
 	for {
+		var msg *bangerv1.AttachRequest
 		select {
-		case msg := <-s.send:
-			if s.stream.Send(msg) != nil {
-				return // receiving says why
+		case msg = <-s.urgent:
+		default:
+			select {
+			case msg = <-s.urgent:
+			case msg = <-s.send:
+			case <-ctx.Done():
+				return
 			}
-		case <-ctx.Done():
-			return
+		}
+		if s.stream.Send(msg) != nil {
+			return // receiving says why
 		}
 	}
 }
 
-// input passes standard input on until its end.
+// input passes standard input on until its end. It reads what the daemon has given credit for and no more, so that what the
+// command does not read lies in front of no signal.
 func (s *session) input(ctx context.Context) {
 	defer s.raw.restoreInPanic()
 	post := func(msg *bangerv1.AttachRequest) bool {
@@ -215,8 +227,13 @@ func (s *session) input(ctx context.Context) {
 		}
 	}
 	for {
-		buf := make([]byte, inputBlock) // the sender still has the one before
+		room, ok := s.credit.wait(ctx)
+		if !ok {
+			return
+		}
+		buf := make([]byte, min(inputBlock, room)) // the sender still has the one before
 		n, err := s.app.sys.Stdin.Read(buf)
+		s.credit.use(n)
 		if n > 0 && !post(&bangerv1.AttachRequest{Kind: &bangerv1.AttachRequest_Stdin{Stdin: buf[:n]}}) {
 			return
 		}
@@ -224,6 +241,36 @@ func (s *session) input(ctx context.Context) {
 			// An unreadable input, such as a closed descriptor, is an empty one.
 			post(&bangerv1.AttachRequest{Kind: &bangerv1.AttachRequest_CloseStdin{CloseStdin: true}})
 			return
+		}
+	}
+}
+
+// credit is how many bytes of input may be sent. One goroutine takes, another gives.
+type credit struct {
+	left atomic.Int64
+	more chan struct{} // capacity 1: there is more than before
+}
+
+func (c *credit) grow(n int64) {
+	c.left.Add(max(n, 0))
+	select {
+	case c.more <- struct{}{}:
+	default: // whoever waits looks anyway
+	}
+}
+
+func (c *credit) use(n int) { c.left.Add(-int64(n)) }
+
+// wait returns how much may be sent, once that is anything. It reports false if the context ends first.
+func (c *credit) wait(ctx context.Context) (int64, bool) {
+	for {
+		if n := c.left.Load(); n > 0 {
+			return n, true
+		}
+		select {
+		case <-c.more:
+		case <-ctx.Done():
+			return 0, false
 		}
 	}
 }

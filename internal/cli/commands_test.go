@@ -156,8 +156,8 @@ func TestListForms(t *testing.T) {
 	if err := json.Unmarshal([]byte(r.stdout), &views); err != nil || len(views) != 1 || views[0]["id"] != "aaaa00000002" || r.status != 125 {
 		t.Errorf("%v, status %d, %v", err, r.status, views)
 	}
-	b.run("image", "list").want(t, 0, "NAME             DIGEST        SIZE  AGE  SOURCE\n"+
-		"alpine           0123456789ab  8MiB       registry\ndebian-bookworm  -\n", "")
+	b.run("image", "list").want(t, 0, "NAME             DIGEST        SIZE  UNIQUE  SHARED  AGE  USERS  SOURCE\n"+
+		"alpine           0123456789ab  8MiB                              registry\ndebian-bookworm  -\n", "")
 
 	empty := newBench(t, &fakeDaemon{})
 	empty.run("ps", "-o", "json").want(t, 0, "[]\n", "")
@@ -170,6 +170,7 @@ func TestHelp(t *testing.T) {
 	b := newBench(t, nil)
 	for name, args := range map[string][]string{
 		"help-root.txt": nil, "help-vm.txt": {"vm"}, "help-run.txt": {"run", "--help"}, "help-exec.txt": {"exec", "box", "--help"},
+		"help-image.txt": {"image"}, "help-image-import.txt": {"image", "import", "--help"},
 	} {
 		r := b.run(args...)
 		if r.status != 0 || r.stderr != "" {
@@ -256,7 +257,8 @@ func TestDoctor(t *testing.T) {
 
 	alone := newBench(t, nil) // and no way to start one
 	r = alone.run("doctor")
-	if r.status != 1 || !strings.Contains(r.stdout, "fail  daemon") || !strings.Contains(r.stdout, "directories") {
+	if r.status != 1 || !strings.Contains(r.stdout, "fail  daemon") || !strings.Contains(r.stdout, "directories") ||
+		!strings.Contains(r.stdout, "database       there is none yet") || !strings.Contains(r.stdout, "VMs            0 with files") {
 		t.Errorf("status %d:\n%s", r.status, r.stdout)
 	}
 }

@@ -123,9 +123,26 @@ func (c completer) images(cmd *cobra.Command, used []string, _ string) ([]string
 	})
 }
 
+// presentImages are the images that are here.
+func (c completer) presentImages(cmd *cobra.Command, used []string, _ string) ([]string, cobra.ShellCompDirective) {
+	return c.ask(cmd, used, func(ctx context.Context, client *rpcclient.Client) ([]string, error) {
+		res, err := client.Images.ListImages(ctx, connect.NewRequest(&bangerv1.ListImagesRequest{}))
+		if err != nil {
+			return nil, err
+		}
+		var out []string
+		for _, im := range res.Msg.GetImages() {
+			if im.GetDigest() != "" && im.GetName() != "" {
+				out = append(out, im.GetName())
+			}
+		}
+		return out, nil
+	})
+}
+
 func (c completer) kernels(cmd *cobra.Command, used []string, _ string) ([]string, cobra.ShellCompDirective) {
 	return c.ask(cmd, used, func(ctx context.Context, client *rpcclient.Client) ([]string, error) {
-		res, err := client.Images.ListKernels(ctx, connect.NewRequest(&bangerv1.ListKernelsRequest{}))
+		res, err := client.Kernels.ListKernels(ctx, connect.NewRequest(&bangerv1.ListKernelsRequest{Available: true}))
 		if err != nil {
 			return nil, err
 		}

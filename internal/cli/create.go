@@ -19,9 +19,12 @@ type createOptions struct {
 func newCreate(a *app) *cobra.Command {
 	o := &createOptions{}
 	cmd := &cobra.Command{
-		Use:     "create [flags]",
-		Short:   "Create a VM and start it, without attaching to it",
-		Long:    "Create a VM, start it and print its name.",
+		Use:   "create [flags]",
+		Short: "Create a VM and start it, without attaching to it",
+		Long: `Create a VM, start it and print its name.
+
+If its image has a program (an entrypoint, or a command that is more than a shell), that is the VM's main process: its
+output goes to the console (banger logs), and its end stops the VM.`,
 		Example: "  banger vm create --name devbox\n  banger vm create --name later --no-start",
 		Args:    noArgs,
 		RunE: func(cmd *cobra.Command, _ []string) error {
@@ -29,7 +32,7 @@ func newCreate(a *app) *cobra.Command {
 			if err != nil {
 				return err
 			}
-			create.Start = !o.noStart
+			create.Start, create.Main = !o.noStart, &bangerv1.Process{}
 			return runCreate(cmd.Context(), a, create, o.timings)
 		},
 		ValidArgsFunction: noCompletion,

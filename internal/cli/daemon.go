@@ -137,7 +137,7 @@ const shutdownTimeout = 15 * time.Second
 func awaitEnd(ctx context.Context, fd int) error {
 	const step = 100 * time.Millisecond // how late an interruption is noticed; the end itself is noticed at once
 	for deadline := time.Now().Add(shutdownTimeout); time.Now().Before(deadline); {
-		n, err := unix.Poll([]unix.PollFd{{Fd: int32(fd), Events: unix.POLLIN}}, int(step.Milliseconds())) //nolint:gosec // a descriptor
+		n, err := unix.Poll([]unix.PollFd{{Fd: int32(fd), Events: unix.POLLIN}}, int(step.Milliseconds())) // a descriptor
 		switch {
 		case ctx.Err() != nil:
 			return ctx.Err()
@@ -155,9 +155,10 @@ func newDaemonLogs(a *app) *cobra.Command {
 	var follow bool
 	lines := 200
 	cmd := &cobra.Command{
-		Use:     "logs",
-		Short:   "Print the daemon's log",
-		Long:    "Print the end of the daemon's log. It is a file, and can be read without a daemon.",
+		Use:   "logs",
+		Short: "Print the daemon's log",
+		Long: `Print the end of the daemon's log. It is a file, and can be read without a daemon. When it has grown to 10 MiB a new
+one is begun; two older ones are kept beside it.`,
 		Example: "  banger daemon logs\n  banger daemon logs --follow",
 		Args:    noArgs,
 		RunE: func(cmd *cobra.Command, _ []string) error {
@@ -183,13 +184,23 @@ func runDaemonLogs(ctx context.Context, a *app, lines int, follow bool) error {
 		return fault.New(fault.NotFound, "open the daemon's log: %w", err).
 			WithHint("a daemon that was not started by a banger command logs elsewhere, such as to the journal")
 	}
-	defer func() { _ = f.Close() }()
+	defer func() { _ = f.Close() }() // of the one that is open by then
 	if err := seekLines(f, lines); err != nil {
 		return fmt.Errorf("read the daemon's log: %w", err)
 	}
 	for {
+		// Looked at before the reading, so that nothing is missed of a file that is put aside for a new one.
+		next := successor(f, paths.DaemonLog())
 		if _, err := io.Copy(a.sys.Stdout, f); err != nil || !follow {
+			if next != nil {
+				_ = next.Close()
+			}
 			return err
+		}
+		if next != nil {
+			_ = f.Close()
+			f = next
+			continue
 		}
 		// A file can't be waited for, and inotify would be much for a log that people watch.
 		select {
@@ -198,6 +209,21 @@ func runDaemonLogs(ctx context.Context, a *app, lines int, follow bool) error {
 		case <-time.After(200 * time.Millisecond):
 		}
 	}
+}
+
+// successor opens the log that has taken the place of the one that is open, or returns nil.
+func successor(f *os.File, path string) *os.File {
+	next, err := os.Open(path)
+	if err != nil {
+		return nil
+	}
+	old, oldErr := f.Stat()
+	now, err := next.Stat()
+	if oldErr != nil || err != nil || os.SameFile(old, now) {
+		_ = next.Close()
+		return nil
+	}
+	return next
 }
 
 // seekLines sets a file to the beginning of the last n lines.

@@ -90,6 +90,9 @@ func (d *display) update(owner string, p *bangerv1.Progress) {
 	if p.GetEnded() {
 		d.end(s, p)
 	}
+	if text := oneLine(p.GetWarning()); text != "" && d.mode != displayNone {
+		_, _ = fmt.Fprintf(d.w, "%sbanger: warning: %s\n", d.clear(), text)
+	}
 }
 
 // record adds a stage that is over and was measured elsewhere; it is only shown in the table of timings.

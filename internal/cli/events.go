@@ -43,7 +43,7 @@ events up to a number goes on with --after.`,
 	}
 	f := cmd.Flags()
 	f.BoolVarP(&o.query.Follow, "follow", "f", false, "go on with what comes, until Ctrl-C")
-	f.StringVar(&o.query.Vm, "vm", "", "only those of the VMs with this `name` or id")
+	f.StringVar(&o.query.Vm, "vm", "", "only those of the VMs with this `name` or id; it may be gone")
 	f.Int64Var(&o.query.After, "after", 0, "only those after this `number`")
 	f.VarP(&o.format, "output", "o", "form of the output: "+o.format.list()+" (one object per line)")
 	complete(cmd, "vm", completer{a}.vms)

@@ -35,6 +35,7 @@ type fakeDaemon struct {
 	logs    func(send func([]byte) error) error
 	stats   func(r *bangerv1.StatsRequest, send func(*bangerv1.StatsResponse) error) error
 	ports   []*bangerv1.Port
+	extra   func(*http.ServeMux) // more services
 }
 
 // attached is the daemon's end of a session.
@@ -44,7 +45,11 @@ type attached struct {
 }
 
 func (s *attached) started() error {
-	return s.Send(&bangerv1.AttachResponse{Kind: &bangerv1.AttachResponse_Started{Started: 1}})
+	return errors.Join(s.Send(&bangerv1.AttachResponse{Kind: &bangerv1.AttachResponse_Started{Started: 1}}), s.credit(64<<10))
+}
+
+func (s *attached) credit(n int) error {
+	return s.Send(&bangerv1.AttachResponse{Kind: &bangerv1.AttachResponse_StdinCredit{StdinCredit: int64(n)}})
 }
 
 func (s *attached) stdout(text string) error {
@@ -202,6 +207,9 @@ func (b *bench) serve(dir string, f *fakeDaemon) {
 	mux.Handle(bangerv1connect.NewVMServiceHandler(f))
 	mux.Handle(bangerv1connect.NewImageServiceHandler(f))
 	mux.Handle(bangerv1connect.NewSystemServiceHandler(f))
+	if f.extra != nil {
+		f.extra(mux)
+	}
 	var protocols http.Protocols
 	protocols.SetHTTP1(true)
 	protocols.SetUnencryptedHTTP2(true)

@@ -13,22 +13,72 @@ import (
 	bangerv1 "banger/internal/gen/banger/v1"
 )
 
-// imageView is an image in JSON and YAML.
+// imageView is an image in JSON and YAML. Sizes are in bytes.
 type imageView struct {
-	Name      string     `json:"name"`
-	Digest    string     `json:"digest"` // empty: in the catalogue, not present yet
-	Present   bool       `json:"present"`
-	Size      int64      `json:"size"`
-	CreatedAt *time.Time `json:"created_at"`
-	Source    string     `json:"source"`
+	Name    string `json:"name"`
+	Digest  string `json:"digest"` // empty: in the catalogue, not present yet
+	Present bool   `json:"present"`
+	imageSizes
+	CreatedAt  *time.Time      `json:"created_at"`
+	Source     string          `json:"source"`
+	Users      []string        `json:"users"` // names of VMs
+	Damaged    string          `json:"damaged"`
+	Manifest   string          `json:"manifest"`
+	Platform   string          `json:"platform"`
+	HasSystemd bool            `json:"has_systemd"`
+	Registered bool            `json:"registered"`
+	Path       string          `json:"path"`
+	Config     imageConfigView `json:"config"`
 }
+
+// imageSizes says how large an image is.
+type imageSizes struct {
+	Size       int64 `json:"size"`        // apparent
+	UniqueSize int64 `json:"unique_size"` // on the disk: what deleting it frees
+	SharedSize int64 `json:"shared_size"` // on the disk: what other images have in common with it
+}
+
+// imageConfigView says how an image wants to be run.
+type imageConfigView struct {
+	Entrypoint   []string          `json:"entrypoint"`
+	Cmd          []string          `json:"cmd"`
+	Env          []string          `json:"env"`
+	WorkDir      string            `json:"workdir"`
+	User         string            `json:"user"`
+	Labels       map[string]string `json:"labels"`
+	ExposedPorts []string          `json:"exposed_ports"`
+	Volumes      []string          `json:"volumes"`
+	StopSignal   string            `json:"stop_signal"`
+}
+
+func viewImage(im *bangerv1.Image) imageView {
+	c := im.GetConfig()
+	labels := c.GetLabels()
+	if labels == nil {
+		labels = map[string]string{}
+	}
+	return imageView{
+		Name: im.GetName(), Digest: im.GetDigest(), Present: im.GetDigest() != "", imageSizes: imageSizes{im.GetSize(), im.GetUniqueSize(), im.GetSharedSize()},
+		CreatedAt: stamp(im.GetCreatedAt()), Source: im.GetSource(), Users: texts(im.GetUsers()),
+		Damaged: im.GetDamaged(), Manifest: im.GetManifest(), Platform: im.GetPlatform(), HasSystemd: im.GetHasSystemd(),
+		Registered: im.GetRegistered(), Path: im.GetPath(),
+		Config: imageConfigView{
+			Entrypoint: texts(c.GetEntrypoint()), Cmd: texts(c.GetCmd()), Env: texts(c.GetEnv()), WorkDir: c.GetWorkdir(), User: c.GetUser(),
+			Labels: labels, ExposedPorts: texts(c.GetExposedPorts()), Volumes: texts(c.GetVolumes()), StopSignal: c.GetStopSignal(),
+		},
+	}
+}
+
+// texts makes a list that is written as a list, even if nothing is in it.
+func texts(list []string) []string { return append([]string{}, list...) }
 
 func newImageList(a *app) *cobra.Command {
 	o := &outputFlags{}
 	cmd := &cobra.Command{
-		Use:               "list",
-		Short:             "List the images",
-		Long:              "List the images that are here and those of the catalogue.",
+		Use:   "list",
+		Short: "List the images",
+		Long: `List the images that are here and those of the catalogue. UNIQUE is what deleting an image frees on the disk, SHARED
+what other images have in common with it. An image without a name was replaced by a newer one and is still in use by a VM.`,
 		Example:           "  banger image list\n  banger image list --output json",
 		Args:              noArgs,
 		RunE:              func(cmd *cobra.Command, _ []string) error { return runImageList(cmd.Context(), a, o) },
@@ -49,19 +99,27 @@ func runImageList(ctx context.Context, a *app, o *outputFlags) error {
 		return err
 	}
 	views := make([]imageView, len(res.Msg.GetImages()))
-	t := &table{head: []string{"NAME", "DIGEST", "SIZE", "AGE", "SOURCE"}}
+	t := &table{head: []string{"NAME", "DIGEST", "SIZE", "UNIQUE", "SHARED", "AGE", "USERS", "SOURCE"}}
 	for i, im := range res.Msg.GetImages() {
-		views[i] = imageView{
-			Name: im.GetName(), Digest: im.GetDigest(), Present: im.GetDigest() != "", Size: im.GetSize(),
-			CreatedAt: stamp(im.GetCreatedAt()), Source: im.GetSource(),
-		}
+		views[i] = viewImage(im)
 		if o.ids {
+			if im.GetName() == "" {
+				continue
+			}
 			if err := a.printLine(im.GetName()); err != nil {
 				return err
 			}
 			continue
 		}
-		t.add(im.GetName(), shortDigest(im.GetDigest()), size(im.GetSize()), age(time.Now(), when(im.GetCreatedAt())), im.GetSource())
+		name, users := im.GetName(), ""
+		if name == "" {
+			name = "<none>"
+		}
+		if n := len(im.GetUsers()); n > 0 {
+			users = itoa(n)
+		}
+		t.add(name, shortDigest(im.GetDigest()), size(im.GetSize()), size(im.GetUniqueSize()), size(im.GetSharedSize()),
+			age(time.Now(), when(im.GetCreatedAt())), users, im.GetSource())
 	}
 	if o.ids {
 		return nil
@@ -83,20 +141,27 @@ func shortDigest(digest string) string {
 
 func newImagePull(a *app) *cobra.Command {
 	var timings bool
+	var platform string
 	cmd := &cobra.Command{
-		Use:               "pull <image>...",
-		Short:             "Fetch or build images of the catalogue",
-		Long:              "Fetch or build images of the catalogue, so that the first VM made from them starts at once.",
-		Example:           "  banger image pull debian-bookworm",
-		Args:              someOf("image"),
-		RunE:              func(cmd *cobra.Command, args []string) error { return runImagePull(cmd.Context(), a, args, timings) },
+		Use:   "pull <image>...",
+		Short: "Fetch or build images",
+		Long: `Fetch images of a registry, or build those of the catalogue, so that the first VM made from them starts at once. A name of
+the catalogue goes before one of a registry. A tag that has moved in its registry is followed; VMs keep the image that they
+have. Credentials are those of docker login or podman login.`,
+		Example: "  banger image pull debian-bookworm\n  banger image pull alpine:3.20",
+		Args:    someOf("image"),
+		RunE: func(cmd *cobra.Command, args []string) error {
+			return runImagePull(cmd.Context(), a, args, platform, timings)
+		},
 		ValidArgsFunction: completer{a}.images,
 	}
 	cmd.Flags().BoolVar(&timings, "timings", false, "at the end, print how long each stage took")
+	cmd.Flags().StringVar(&platform, "platform", "", "of an image made for several: linux/amd64 (default: this host's)")
+	complete(cmd, "platform", fixed("linux/amd64", "linux/arm64"))
 	return cmd
 }
 
-func runImagePull(ctx context.Context, a *app, names []string, timings bool) error {
+func runImagePull(ctx context.Context, a *app, names []string, platform string, timings bool) error {
 	d := a.newDisplay()
 	defer d.keep()
 	began := time.Now()
@@ -111,7 +176,7 @@ func runImagePull(ctx context.Context, a *app, names []string, timings bool) err
 	for _, name := range names {
 		last, callErr := followOrCancel(ctx, client, d, "",
 			func(ctx context.Context) (*connect.ServerStreamForClient[bangerv1.Event], error) {
-				return client.Images.PullImage(ctx, connect.NewRequest(&bangerv1.PullImageRequest{Name: name}))
+				return client.Images.PullImage(ctx, connect.NewRequest(&bangerv1.PullImageRequest{Name: name, Platform: platform}))
 			})
 		if callErr != nil {
 			err = fmt.Errorf("pull %q: %w", name, callErr)

@@ -18,7 +18,8 @@ import (
 // call begins a long call for one VM.
 type call func(ctx context.Context, client *rpcclient.Client, vm string) (*connect.ServerStreamForClient[bangerv1.Event], error)
 
-// onEach makes a long call for each of the VMs and prints the names of those for which it succeeded.
+// onEach makes a long call for each of the VMs and prints the names of those for which it succeeded. A signal cancels what
+// can be cancelled.
 func (a *app) onEach(ctx context.Context, verb string, refs []string, c call) error {
 	client, err := a.connect(ctx)
 	if err != nil {
@@ -31,8 +32,10 @@ func (a *app) onEach(ctx context.Context, verb string, refs []string, c call) er
 	d := a.newDisplay()
 	defer d.keep()
 	return forEach(ctx, a, d, verb, all, func(vm *bangerv1.VM) (string, error) {
-		stream, err := c(ctx, client, vm.GetId())
-		_, err = follow(stream, err, d, owner(all, vm))
+		_, err := a.followOrLeave(ctx, client, d, owner(all, vm), verb+" "+vm.GetName(),
+			func(ctx context.Context) (*connect.ServerStreamForClient[bangerv1.Event], error) {
+				return c(ctx, client, vm.GetId())
+			})
 		return vm.GetName(), err
 	}, a.printLine)
 }
@@ -97,7 +100,7 @@ func parseSignal(text string) (int32, error) {
 		name = "SIG" + name
 	}
 	if n := unix.SignalNum(name); n != 0 {
-		return int32(n), nil //nolint:gosec // small
+		return int32(n), nil // small
 	}
 	return 0, usagef("there is no signal %q", text).withHint("use a name such as TERM, or a number from 1 to %d", last)
 }

@@ -2,6 +2,7 @@ package cli
 
 import (
 	"context"
+	"errors"
 	"io"
 	"time"
 
@@ -251,20 +252,57 @@ func (c completer) oneOperation(cmd *cobra.Command, used []string, _ string) ([]
 	})
 }
 
-// giveUp bounds how long a command that was interrupted waits for its operation to end.
-const giveUp = 10 * time.Second
+// How long a command that was interrupted waits for its operation to end.
+const (
+	giveUp = 10 * time.Second // for work that is undone when it is cancelled
+	leave  = 2 * time.Second  // for work that, once begun, goes on to its end
+)
 
-// followOrCancel is follow for work that a signal ends: it cancels the operation and waits for its end, so that what was
-// begun has been undone when the command ends.
+// opener begins a long call.
+type opener = func(context.Context) (*connect.ServerStreamForClient[bangerv1.Event], error)
+
+// followOrCancel shows the progress of a long call and returns its last event. A signal cancels the operation; then it waits
+// for its end, so that what was begun has been undone when the command ends.
 func followOrCancel(
-	ctx context.Context, client *rpcclient.Client, d *display, owner string,
-	open func(context.Context) (*connect.ServerStreamForClient[bangerv1.Event], error),
+	ctx context.Context, client *rpcclient.Client, d *display, owner string, open opener,
 ) (*bangerv1.Event, error) {
+	last, _, err := followFor(ctx, giveUp, client, d, owner, open)
+	return last, err
+}
+
+// followOrLeave is followOrCancel for work that may be past cancelling. If it goes on, that is said, and how to watch it.
+func (a *app) followOrLeave(
+	ctx context.Context, client *rpcclient.Client, d *display, owner, what string, open opener,
+) (*bangerv1.Event, error) {
+	last, id, err := followFor(ctx, leave, client, d, owner, open)
+	if ctx.Err() == nil {
+		return last, err
+	}
+	switch remote, ended := errors.AsType[*rpcclient.Remote](err); {
+	case err == nil:
+		a.say("%s: it could not be cancelled any more, and is done", what)
+	case ended && fault.Is(err, fault.Canceled): // said by whoever ends the program
+	case ended:
+		a.say("%s: %s", what, remote.Error())
+	case id == "":
+		a.say("%s: whether it was begun is not known; see: banger operation list", what)
+	default:
+		a.say("%s: it goes on, as far as it cannot be cancelled; see how it ends: banger operation watch %s", what, id)
+	}
+	return last, err
+}
+
+// followFor shows the progress of a long call until its end and returns its last event and the id of its operation, if that
+// became known. When ctx ends, the operation is cancelled and given some time to end. The error is of type *rpcclient.Remote
+// if the daemon told how the operation ended.
+func followFor(
+	ctx context.Context, patience time.Duration, client *rpcclient.Client, d *display, owner string, open opener,
+) (last *bangerv1.Event, id string, err error) {
 	call, end := context.WithCancel(context.WithoutCancel(ctx))
 	defer end()
 	ids := make(chan string, 1)
 	defer context.AfterFunc(ctx, func() {
-		time.AfterFunc(giveUp, end)
+		defer time.AfterFunc(patience, end).Stop()
 		select {
 		case id := <-ids:
 			req := connect.NewRequest(&bangerv1.CancelOperationRequest{Id: id})
@@ -273,24 +311,23 @@ func followOrCancel(
 			}
 		case <-call.Done():
 		}
+		<-call.Done()
 	})()
 	stream, err := open(call)
 	if err != nil {
-		return nil, err
+		return nil, "", err
 	}
 	defer func() { _ = stream.Close() }()
-	last := &bangerv1.Event{}
+	last = &bangerv1.Event{}
 	for stream.Receive() {
 		last = stream.Msg()
 		if p := last.GetProgress(); p != nil {
 			d.update(owner, p)
 		}
-		if id := last.GetOperationId(); id != "" {
-			select {
-			case ids <- id:
-			default: // it is known already
-			}
+		if op := last.GetOperationId(); op != "" && id == "" {
+			id = op
+			ids <- id
 		}
 	}
-	return last, stream.Err()
+	return last, id, stream.Err()
 }

@@ -89,6 +89,28 @@ type vmView struct {
 	Spec          specView `json:"spec"`
 	runtimeView
 	StartStages []stageView `json:"start_stages"` // of the last start
+	programView
+}
+
+// programView is what a VM is there for.
+type programView struct {
+	Main         *processView `json:"main"`          // its main process; null: none
+	ExposedPorts []string     `json:"exposed_ports"` // that its image says it listens on
+}
+
+func viewProgram(vm *bangerv1.VM) programView {
+	v := programView{ExposedPorts: append([]string{}, vm.GetExposedPorts()...)}
+	if m := vm.GetMain(); m != nil {
+		v.Main = &processView{append([]string{}, m.GetArgs()...), m.GetDir(), m.GetUser()}
+	}
+	return v
+}
+
+// processView is a command of a VM; what is empty is as the image says.
+type processView struct {
+	Args []string `json:"args"`
+	Dir  string   `json:"dir"`
+	User string   `json:"user"`
 }
 
 // specView is what was asked of a VM.
@@ -131,7 +153,7 @@ func viewVM(vm *bangerv1.VM) vmView {
 			Accelerator: vm.GetAccelerator(), KernelRelease: vm.GetKernelRelease(),
 			MonitorPID: vm.GetMonitorPid(), VMMPID: vm.GetVmmPid(),
 		},
-		StartStages: []stageView{},
+		StartStages: []stageView{}, programView: viewProgram(vm),
 	}
 	for _, s := range vm.GetStartStages() {
 		v.StartStages = append(v.StartStages, stageView{s.GetName(), s.GetElapsed().AsDuration().Seconds()})

@@ -123,19 +123,3 @@ func owner(all []target, vm *bangerv1.VM) string {
 	}
 	return vm.GetName()
 }
-
-// follow shows the progress of a long call and returns its last event.
-func follow(stream *connect.ServerStreamForClient[bangerv1.Event], err error, d *display, owner string) (*bangerv1.Event, error) {
-	if err != nil {
-		return nil, err
-	}
-	defer func() { _ = stream.Close() }()
-	last := &bangerv1.Event{}
-	for stream.Receive() {
-		last = stream.Msg()
-		if p := last.GetProgress(); p != nil {
-			d.update(owner, p)
-		}
-	}
-	return last, stream.Err()
-}

@@ -30,7 +30,8 @@ The common command is run, which creates a VM, starts it and attaches you to it:
 What next: exec runs more commands in the VM, stop ends it and keeps its disks, start boots it again,
 delete removes every trace of it.`
 
-const imageHelp = `An image is the file system that a VM starts with. Images are fetched or built on first use.
+const imageHelp = `An image is the file system that a VM starts with. Images of the catalogue are built, those of registries are fetched,
+on first use; archives are imported.
 
   banger image list
 
@@ -70,16 +71,17 @@ func newRoot(a *app) *cobra.Command {
 			root.AddCommand(c)
 		}
 	}
-	add("daily", newRun(a), newList(a, "ps"), newExec(a), newStart(a), newStop(a), newDelete(a, "rm"), newLogs(a), newStats(a), newTop(a))
+	add("daily", newRun(a), newList(a, "ps"), newExec(a), newStart(a), newStop(a), newDelete(a, "rm"), newLogs(a))
 
 	vm := newGroup("vm", "Virtual machines", vmHelp, "  banger vm run --name devbox\n  banger vm list\n  banger vm exec devbox -- uname -a")
 	vm.AddCommand(newRun(a), newCreate(a), newStart(a), newStop(a), newRestart(a), newKill(a), newPause(a), newResume(a),
 		newDelete(a, "delete"), newPrune(a), newList(a, "list"), newWait(a), newHealth(a), newSet(a),
 		newShow(a), newStats(a), newTop(a), newPorts(a), newExec(a), newLogs(a), newConsole(a))
-	image := newGroup("image", "Images", imageHelp, "  banger image list\n  banger image pull debian-bookworm")
-	image.AddCommand(newImageList(a), newImagePull(a))
-	kernel := newGroup("kernel", "Kernels", kernelHelp, "  banger kernel list")
-	kernel.AddCommand(newKernelList(a))
+	image := newGroup("image", "Images", imageHelp, "  banger image list\n  banger image pull alpine:3.20\n  docker save app:dev | banger image import -")
+	image.AddCommand(newImageList(a), newImageShow(a), newImagePull(a), newImageImport(a), newImageRegister(a), newImageDelete(a), newImagePrune(a),
+		newImagePromote(a), newImageExport(a), newImagePush(a))
+	kernel := newGroup("kernel", "Kernels", kernelHelp, "  banger kernel list\n  banger kernel import ./linux-image.deb")
+	kernel.AddCommand(newKernelList(a), newKernelShow(a), newKernelPull(a), newKernelImport(a), newKernelDelete(a), newKernelCatalog(a))
 	daemon := newGroup("daemon", "The daemon", daemonHelp, "  banger daemon status\n  banger daemon logs --follow")
 	daemon.AddCommand(newDaemonStatus(a), newDaemonStop(a), newDaemonLogs(a), newDaemonRun(a))
 	operation := newGroup("operation", "Long work of the daemon", operationHelp, "  banger operation list\n  banger operation watch 3f2a")

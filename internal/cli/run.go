@@ -26,14 +26,20 @@ func newRun(a *app) *cobra.Command {
 	cmd := &cobra.Command{
 		Use:   "run [flags] [-- command...]",
 		Short: "Create a VM, start it and run a command or a shell in it",
-		Long: `Create a VM, start it and run a command in it; without one, a login shell.
+		Long: `Create a VM, start it and run a command in it; without one, what the image runs (its entrypoint and command),
+else a login shell. A command that is given runs as it is: the image's entrypoint is left out. User, directory and
+environment are the image's unless given.
 
 The command's input and output are this terminal's, and its exit status becomes banger's. When it ends the VM
-stays, unless --rm is given.`,
+stays, unless --rm is given.
+
+With -d the command is the VM's main process: it runs from each start of the VM on, its output goes to the console
+(banger logs), and its end stops the VM. An image that names no program, or only a shell, starts none: the VM stays up.`,
 		Example: `  banger run
   banger run --name devbox --memory 2G -- make test
   echo 'uname -a' | banger run --rm
-  banger run --rm --quiet -- tar c /etc > etc.tar`,
+  banger run --rm --quiet -- tar c /etc > etc.tar
+  banger run -d --name web -- python3 -m http.server`,
 		Args: commandAfterDash,
 		RunE: func(cmd *cobra.Command, args []string) error {
 			create, err := o.spec.request(a, cmd)
@@ -50,7 +56,7 @@ stays, unless --rm is given.`,
 	f.StringVarP(&o.workdir, "workdir", "w", "", "working `directory` of the command")
 	registerTTY(cmd, &o.tty)
 	f.BoolVar(&o.remove, "rm", false, "delete the VM when the command has ended, Ctrl-C included")
-	f.BoolVarP(&o.detach, "detach", "d", false, "leave the VM running, print its name and attach to nothing")
+	f.BoolVarP(&o.detach, "detach", "d", false, "print the VM's name and attach to nothing; the command is its main process")
 	f.BoolVar(&o.timings, "timings", false, "at the end, print how long each stage took")
 	return cmd
 }
@@ -79,12 +85,10 @@ func commandAfterDash(cmd *cobra.Command, args []string) error {
 func runRun(ctx context.Context, a *app, o *runOptions, create *bangerv1.CreateRequest, args []string) error {
 	create.Start = true
 	if o.detach {
-		switch {
-		case o.remove:
+		if o.remove {
 			return usagef("-d and --rm exclude each other: nothing would end the VM")
-		case len(args) > 0:
-			return usagef("-d takes no command").withHint("start the VM, then: banger exec NAME -- %s", strings.Join(args, " "))
 		}
+		create.Main = &bangerv1.Process{Args: args, Dir: o.workdir, User: o.user}
 		return runCreate(ctx, a, create, o.timings)
 	}
 	exec, err := a.execSpec(args, nil, o.user, o.workdir, o.tty)

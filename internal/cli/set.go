@@ -23,6 +23,7 @@ type setOptions struct {
 	ttl      time.Duration
 	idle     time.Duration
 	labels   []string
+	weights  weightFlags
 	output   outputFlags
 }
 
@@ -33,8 +34,9 @@ func newSet(a *app) *cobra.Command {
 		Short: "Change VMs: CPUs, memory, disks, time limits, labels",
 		Long: `Change VMs. For each value it says whether it took effect now or will at the next start.
 
-Disks only grow. They do so while the VM runs, with the file systems on them. The number of CPUs, the
-memory and the time limits of a running VM stay what they are until its next start.`,
+Disks only grow. They do so while the VM runs, with the file systems on them. A running VM also gives up
+memory, and gets it back up to what it was started with; more memory and the number of CPUs wait for its
+next start. Time limits hold at once, and count from the VM's start.`,
 		Example: "  banger vm set devbox --disk-size 20G\n  banger vm set devbox --memory 2G --vcpu 2\n" +
 			"  banger vm set devbox --label team=web --label old-",
 		Args: someOf("VM"),
@@ -53,6 +55,7 @@ memory and the time limits of a running VM stay what they are until its next sta
 	f.Var(&o.diskSize, "disk-size", "size that each of the two writable disks can grow to: 8G")
 	f.DurationVar(&o.ttl, "ttl", 0, "shut the VM down this long after each start: 8h; 0: never")
 	f.DurationVar(&o.idle, "idle-timeout", 0, "shut the VM down when nothing has happened in it for so long: 30m; 0: never")
+	o.weights.register(cmd)
 	f.StringArrayVar(&o.labels, "label", nil, "`KEY=VALUE` to set a label, KEY- to remove it; may be repeated")
 	o.output.register(cmd)
 	return cmd
@@ -61,15 +64,18 @@ memory and the time limits of a running VM stay what they are until its next sta
 // request checks the flags and makes a request of them, for no VM yet.
 func (o *setOptions) request(cmd *cobra.Command) (*bangerv1.SetRequest, error) {
 	given := cmd.Flags().Changed
-	if !slices.ContainsFunc([]string{"vcpu", "memory", "disk-size", "ttl", "idle-timeout", "label"}, given) {
+	if !slices.ContainsFunc([]string{"vcpu", "memory", "disk-size", "ttl", "idle-timeout", "cpu-weight", "io-weight", "label"}, given) {
 		return nil, usagef("nothing to change").withHint("%s --help", cmd.CommandPath())
 	}
-	req := &bangerv1.SetRequest{}
+	if err := o.weights.check(cmd); err != nil {
+		return nil, err
+	}
+	req := &bangerv1.SetRequest{CpuWeight: o.weights.cpu, IoWeight: o.weights.io}
 	if given("vcpu") {
 		if o.vcpus < 1 || o.vcpus > microvm.MaxVCPUs {
 			return nil, usagef("bad number of vCPUs %d", o.vcpus).withHint("use 1 to %d", microvm.MaxVCPUs)
 		}
-		n := int32(o.vcpus) //nolint:gosec // checked above
+		n := int32(o.vcpus) // checked above
 		req.Vcpus = &n
 	}
 	if given("memory") {
@@ -139,6 +145,7 @@ func runSet(ctx context.Context, a *app, refs []string, req *bangerv1.SetRequest
 		res, err := client.VMs.Set(ctx, connect.NewRequest(&bangerv1.SetRequest{
 			Vm: vm.GetId(), Vcpus: req.Vcpus, Memory: req.Memory, DiskSize: req.DiskSize,
 			Labels: req.GetLabels(), RemoveLabels: req.GetRemoveLabels(), Ttl: req.GetTtl(), IdleTimeout: req.GetIdleTimeout(),
+			CpuWeight: req.GetCpuWeight(), IoWeight: req.GetIoWeight(),
 		}))
 		if err != nil {
 			return nil, err

@@ -116,6 +116,8 @@ func writeVM(w io.Writer, paint painter, vm *bangerv1.VM, now time.Time) error {
 	s.section("Machine", "vcpus", itoa(spec.GetVcpus()), "memory", size(spec.GetMemory()), "disks", disks, "on this host", use,
 		"image", spec.GetImage(), "image digest", vm.GetImageDigest(), "kernel", spec.GetKernel(), "init", spec.GetInit(),
 		"network", spec.GetNet(), "backend", spec.GetBackend())
+	s.section("Program", "main process", strings.Join(vm.GetMain().GetArgs(), " "), "user", vm.GetMain().GetUser(),
+		"directory", vm.GetMain().GetDir(), "image's ports", strings.Join(vm.GetExposedPorts(), ", "))
 	s.section("Environment", sortedPairs(spec.GetEnv())...)
 	s.section("Labels", sortedPairs(spec.GetLabels())...)
 	s.section("Running", "backend", vm.GetBackend(), "because", vm.GetBackendReason(), "accelerator", vm.GetAccelerator(),

@@ -28,6 +28,7 @@ type specFlags struct {
 	labels   []string
 	ttl      time.Duration
 	idle     time.Duration
+	weights  weightFlags
 }
 
 func (s *specFlags) register(a *app, cmd *cobra.Command) {
@@ -47,6 +48,7 @@ func (s *specFlags) register(a *app, cmd *cobra.Command) {
 	f.StringArrayVar(&s.labels, "label", nil, "`KEY=VALUE` to know the VM by; may be repeated")
 	f.DurationVar(&s.ttl, "ttl", 0, "shut the VM down this long after each start: 8h")
 	f.DurationVar(&s.idle, "idle-timeout", 0, "shut the VM down when nothing has happened in it for so long: 30m")
+	s.weights.register(cmd)
 	complete(cmd, "image", completer{a}.images)
 	complete(cmd, "kernel", completer{a}.kernels)
 	complete(cmd, "init", fixed(s.init.choices...))
@@ -73,6 +75,9 @@ func (s *specFlags) request(a *app, cmd *cobra.Command) (*bangerv1.CreateRequest
 		return nil, usagef("bad disk size %s", s.diskSize.String()).
 			withHint("use %s to %s", microvm.FormatSize(microvm.MinDiskSize), microvm.FormatSize(microvm.MaxDiskSize))
 	}
+	if err := s.weights.check(cmd); err != nil {
+		return nil, err
+	}
 	if s.ttl < 0 || s.idle < 0 {
 		return nil, usagef("a negative time to live or idle timeout").withHint("use a time such as 30m")
 	}
@@ -86,10 +91,11 @@ func (s *specFlags) request(a *app, cmd *cobra.Command) (*bangerv1.CreateRequest
 	}
 	return &bangerv1.CreateRequest{Name: s.name, Spec: &bangerv1.Spec{
 		Image: s.image, Kernel: s.kernel,
-		Vcpus:  int32(s.vcpus), //nolint:gosec // checked above
+		Vcpus:  int32(s.vcpus), // checked above
 		Memory: int64(s.memory), DiskSize: int64(s.diskSize),
 		Init: s.init.value, Net: s.net.value, Backend: s.backend,
 		Env: env, Labels: labels, Ttl: optional(s.ttl), IdleTimeout: optional(s.idle),
+		CpuWeight: s.weights.cpu, IoWeight: s.weights.io,
 	}}, nil
 }
 
@@ -114,13 +120,20 @@ func (a *app) environment(flags []string) (map[string]string, error) {
 		}
 		whole = append(whole, f)
 	}
-	return pairs("env", whole)
+	env, err := pairs("env", whole)
+	if err != nil {
+		return nil, err
+	}
+	if err := microvm.ValidateEnv(env); err != nil {
+		return nil, asUsage(err)
+	}
+	return env, nil
 }
 
 // pairs reads KEY=VALUE. A later one replaces an earlier one.
 func pairs(flag string, texts []string) (map[string]string, error) {
 	if len(texts) == 0 {
-		return nil, nil //nolint:nilnil // no pairs
+		return nil, nil // no pairs
 	}
 	m := make(map[string]string, len(texts))
 	for _, text := range texts {

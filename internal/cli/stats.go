@@ -33,7 +33,7 @@ the VMs have ended or Ctrl-C is pressed; with --history the last hour comes firs
 CPU is that of one host CPU, used by the whole VM in the last second. MEMORY is in use in the guest, without its caches,
 and HOST what the VM takes of the host's memory. READ and WRITTEN are the guest's since its boot, DISK is what its disks
 take on the host. What only the guest knows is "-" while it does not answer.`,
-		Example: "  banger stats\n  banger stats devbox --watch\n  banger stats --output json",
+		Example: "  banger vm stats\n  banger vm stats devbox --watch\n  banger vm stats --output json",
 		RunE: func(cmd *cobra.Command, args []string) error {
 			if o.watch || o.history {
 				return runStatsStream(cmd.Context(), a, args, o)

@@ -65,7 +65,7 @@ func sampling() *fakeDaemon {
 func TestStats(t *testing.T) {
 	t.Parallel()
 	b := newBench(t, sampling())
-	r := b.run("stats")
+	r := b.run("vm", "stats")
 	golden(t, "stats.txt", r.stdout)
 	if r.status != 0 || r.stderr != "" {
 		t.Errorf("status %d, %s", r.status, r.stderr)
@@ -74,7 +74,7 @@ func TestStats(t *testing.T) {
 	golden(t, "stats.yaml", b.run("vm", "stats", "--output", "yaml").stdout)
 
 	// In the order given, and what is wrong with one does not keep the others from it.
-	r = b.run("stats", "beta", "bbbb", "alpha", "nosuch", "-o", "json")
+	r = b.run("vm", "stats", "beta", "bbbb", "alpha", "nosuch", "-o", "json")
 	var views []sampleView
 	if err := json.Unmarshal([]byte(r.stdout), &views); err != nil || len(views) != 2 || views[0].Name != "beta" || views[1].Name != "alpha" {
 		t.Errorf("%v, %s", err, r.stdout)
@@ -89,7 +89,7 @@ func TestStats(t *testing.T) {
 func TestStatsWatch(t *testing.T) {
 	t.Parallel()
 	b := newBench(t, sampling())
-	r := b.run("stats", "--watch", "alpha")
+	r := b.run("vm", "stats", "--watch", "alpha")
 	lines := strings.Split(strings.TrimSuffix(r.stdout, "\n"), "\n")
 	if r.status != 0 || len(lines) != 3 || !strings.HasPrefix(lines[0], "TIME      NAME") || !strings.Contains(lines[2], "alpha                100.0%") {
 		t.Errorf("status %d, %s:\n%s", r.status, r.stderr, r.stdout)
@@ -99,7 +99,7 @@ func TestStatsWatch(t *testing.T) {
 			t.Errorf("the columns are not aligned: %q", line)
 		}
 	}
-	r = b.run("stats", "-w", "-o", "json")
+	r = b.run("vm", "stats", "-w", "-o", "json")
 	for line := range strings.Lines(r.stdout) {
 		var view sampleView
 		if err := json.Unmarshal([]byte(line), &view); err != nil || (view.Guest != nil) != (view.Name == "alpha") {
@@ -109,10 +109,10 @@ func TestStatsWatch(t *testing.T) {
 	if strings.Count(r.stdout, "\n") != 4 {
 		t.Errorf("JSON:\n%s", r.stdout)
 	}
-	if r := b.run("stats", "-w", "-o", "yaml"); r.status != 2 || !strings.Contains(r.stderr, "--output json") {
+	if r := b.run("vm", "stats", "-w", "-o", "yaml"); r.status != 2 || !strings.Contains(r.stderr, "--output json") {
 		t.Errorf("YAML: status %d, %s", r.status, r.stderr)
 	}
-	if r := b.run("stats", "-w", "alpha", "nosuch"); r.status != 125 || r.stdout != "" {
+	if r := b.run("vm", "stats", "-w", "alpha", "nosuch"); r.status != 125 || r.stdout != "" {
 		t.Errorf("no such VM: status %d, %s", r.status, r.stdout)
 	}
 }
@@ -172,7 +172,7 @@ func TestTop(t *testing.T) {
 				b.signals <- syscall.SIGWINCH
 				tc.end(b, u)
 			}()
-			if r := b.run("top"); r.status != tc.status {
+			if r := b.run("vm", "top"); r.status != tc.status {
 				t.Errorf("status %d", r.status)
 			}
 			if !<-wasRaw {

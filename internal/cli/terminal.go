@@ -48,7 +48,7 @@ func windowSize(stream any) *bangerv1.WindowSize {
 	if err != nil || cols <= 0 || rows <= 0 {
 		return nil
 	}
-	return &bangerv1.WindowSize{Rows: uint32(rows), Cols: uint32(cols)} //nolint:gosec // from 16-bit fields, ioctl_tty(2)
+	return &bangerv1.WindowSize{Rows: uint32(rows), Cols: uint32(cols)} // from 16-bit fields, ioctl_tty(2)
 }
 
 // rawMode is a terminal that passes every key on as a byte.

@@ -23,7 +23,7 @@ func newTop(a *app) *cobra.Command {
 		Short: "Watch what all running VMs use",
 		Long: `Watch what all running VMs use, the busiest first, renewed each second. q or Ctrl-C leaves. Without a terminal one table
 is printed. The columns are those of stats.`,
-		Example:           "  banger top",
+		Example:           "  banger vm top",
 		Args:              noArgs,
 		RunE:              func(cmd *cobra.Command, _ []string) error { return runTop(cmd.Context(), a) },
 		ValidArgsFunction: noCompletion,

@@ -47,6 +47,9 @@ type Config struct {
 	FileRead bool   // the file exists
 	VM       VMDefaults
 	Network  Network
+	Images   Images
+	Kernels  Kernels
+	Home     Home
 	Daemon   Daemon
 }
 
@@ -60,6 +63,9 @@ type VMDefaults struct {
 	Init     Value[microvm.Init]
 	Net      Value[microvm.Net]
 	Backend  Value[string]
+	// Weights from microvm.MinWeight to MaxWeight.
+	CPUWeight Value[int]
+	IOWeight  Value[int]
 }
 
 // Spec returns the defaults as a specification.
@@ -73,6 +79,7 @@ func (d VMDefaults) Spec() microvm.Spec {
 		Init:     d.Init.Value,
 		Net:      d.Net.Value,
 		Backend:  d.Backend.Value,
+		Weights:  microvm.Weights{CPU: d.CPUWeight.Value, IO: d.IOWeight.Value},
 	}
 }
 
@@ -80,6 +87,21 @@ func (d VMDefaults) Spec() microvm.Spec {
 type Network struct {
 	// Allow is what guests may reach although the default policy denies it. Masked and in the order of the file.
 	Allow Value[[]netip.Prefix]
+}
+
+// Images says where images come from.
+type Images struct {
+	// Mirrors are asked before a registry, by the registry's name as people write it ("docker.io").
+	Mirrors Value[map[string][]string]
+	// Catalog is the absolute path or https URL of a catalogue that takes the place of the built-in one; empty: none does.
+	Catalog       Value[string]
+	CatalogSHA256 Value[string] // of the catalogue, in hexadecimal; required for a URL
+}
+
+// Kernels says where kernels come from.
+type Kernels struct {
+	// Catalog is the absolute path of a file with entries that go over those of the built-in catalogue; empty: none.
+	Catalog Value[string]
 }
 
 // Daemon is how the daemon itself behaves.
@@ -116,6 +138,10 @@ func load(env func(string) string, h host) (Config, error) {
 	}
 	c := Config{Paths: paths, VM: h.defaults()}
 	c.Network.Allow.From = BuiltIn
+	c.Images.Mirrors.From, c.Images.Catalog.From = BuiltIn, BuiltIn
+	c.Images.CatalogSHA256.From = BuiltIn
+	c.Kernels.Catalog.From = BuiltIn
+	c.Home.Files.From, c.Home.GitIdentity = BuiltIn, Value[bool]{true, BuiltIn}
 	c.Daemon.LogLevel = Value[slog.Level]{slog.LevelInfo, BuiltIn}
 	c.Daemon.MemoryOvercommit = Value[Overcommit]{OvercommitWarn, BuiltIn}
 	file, explicit, err := locateFile(env)

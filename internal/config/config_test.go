@@ -81,6 +81,8 @@ kernel = "mainline"
 init = "systemd"
 net = "none"
 backend = "qemu"
+cpu_weight = 50
+io_weight = 200
 [network]
 allow = ["10.1.0.0/16", "192.168.1.5", "fd00::/8"]
 `)
@@ -96,6 +98,9 @@ allow = ["10.1.0.0/16", "192.168.1.5", "fd00::/8"]
 	if got.VCPUs != want.VCPUs || got.Memory != want.Memory || got.DiskSize != want.DiskSize || got.Image != want.Image ||
 		got.Kernel != want.Kernel || got.Init != want.Init || got.Net != want.Net || got.Backend != want.Backend {
 		t.Errorf("got %+v, want %+v", got, want)
+	}
+	if got.Weights != (microvm.Weights{CPU: 50, IO: 200}) {
+		t.Errorf("weights %+v", got.Weights)
 	}
 	nets := []netip.Prefix{
 		netip.MustParsePrefix("10.1.0.0/16"), netip.MustParsePrefix("192.168.1.5/32"), netip.MustParsePrefix("fd00::/8"),
@@ -134,6 +139,8 @@ func TestLoadRefuses(t *testing.T) {
 		{"section as value", "network = 1", ":1: unknown key network", "allow"},
 		{"key as section", "[vm_defaults.image]\nname = 'x'\n", ":2: unknown key vm_defaults.image.name", ""},
 		{"vcpu zero", "[vm_defaults]\nvcpu = 0\n", ":2: vm_defaults.vcpu: bad value 0", "1 to 32"},
+		{"weight zero", "[vm_defaults]\ncpu_weight = 0\n", ":2: vm_defaults.cpu_weight: bad value 0", "1 to 10000"},
+		{"weight text", "[vm_defaults]\nio_weight = 'high'\n", `:2: vm_defaults.io_weight: bad value "high"`, "whole number"},
 		{"vcpu text", "[vm_defaults]\nvcpu = '2'\n", `:2: vm_defaults.vcpu: bad value "2"`, "whole number"},
 		{"inline table", "\nvm_defaults = { vcpu = 99 }\n", ":2: vm_defaults.vcpu: bad value 99", ""},
 		{"dotted key", "a = 1\nvm_defaults.vcpu = 99\n", ":1: unknown key a", ""},
@@ -142,13 +149,18 @@ func TestLoadRefuses(t *testing.T) {
 		{"memory step", "[vm_defaults]\nmemory = 536870913\n", ":2: vm_defaults.memory: bad value", "1MiB"},
 		{"memory negative", "[vm_defaults]\nmemory = -1\n", ":2: vm_defaults.memory: bad value -1", ""},
 		{"disk huge", "[vm_defaults]\ndisk_size = '17T'\n", ":2: vm_defaults.disk_size: bad value", "16TiB"},
-		{"image", "[vm_defaults]\nimage = 'A b'\n", `:2: vm_defaults.image: bad value "A b"`, "1 to 63"},
+		{"image", "[vm_defaults]\nimage = 'A b'\n", `:2: vm_defaults.image: bad value "A b"`, "alpine:3.20"},
+		{"mirror", "[images]\nmirrors = ['docker.io']\n", `:2: images.mirrors: bad value "docker.io"`, "docker.io=mirror"},
+		{"catalog", "[images]\ncatalog = 'http://example.com/x'\n", ":2: images.catalog: bad value", "https"},
+		{"catalog unpinned", "[images]\ncatalog = 'https://example.com/x'\n", "catalog_sha256 is not set", "sha256sum"},
+		{"catalog sum", "[images]\ncatalog_sha256 = 'abc'\n", ":2: images.catalog_sha256: bad value", "64"},
 		{"init", "[vm_defaults]\ninit = 'openrc'\n", `:2: vm_defaults.init: bad value "openrc"`, "systemd"},
 		{"backend", "[vm_defaults]\nbackend = 'xen'\n", `:2: vm_defaults.backend: bad value "xen"`, "qemu"},
 		{"allow text", "[network]\nallow = '10.0.0.0/8'\n", ":2: network.allow: bad value", "list"},
 		{"allow item", "[network]\nallow = ['10.0.0.0/8', 'example.com']\n", `:2: network.allow: bad value "example.com"`, "list"},
 		{"allow host bits", "[network]\nallow = ['10.1.2.3/8']\n", `:2: network.allow: bad value "10.1.2.3/8"`, "10.0.0.0/8"},
 		{"allow zone", "[network]\nallow = ['fe80::1%eth0']\n", ":2: network.allow: bad value", "list"},
+		{"kernel catalogue", "[kernels]\ncatalog = 'x.json'\n", ":2: kernels.catalog: bad value", "absolute"},
 		{"level", "[daemon]\nlog_level = 'loud'\n", `:2: daemon.log_level: bad value "loud"`, "warn"},
 		{"overcommit", "[daemon]\nmemory_overcommit = true", `:2: daemon.memory_overcommit: bad value true`, "refuse"},
 		{"too large", "#" + strings.Repeat("x", maxFile), "is larger than 1MiB", ""},

@@ -9,6 +9,7 @@ import (
 	"maps"
 	"net/netip"
 	"os"
+	"path/filepath"
 	"slices"
 	"strings"
 
@@ -82,6 +83,9 @@ func (c *Config) apply(text []byte) error {
 			return bad.WithHint("%s", fault.HintOf(err))
 		}
 	}
+	if err := c.Images.check(); err != nil {
+		return fault.New(fault.Invalid, "%s: %w", c.File, err).WithHint("%s", fault.HintOf(err))
+	}
 	return nil
 }
 
@@ -92,12 +96,20 @@ func (c *Config) settings() map[string]func(any) error {
 		"vm_defaults.vcpu":         setting(&vm.VCPUs, vcpus),
 		"vm_defaults.memory":       setting(&vm.Memory, size(microvm.MinMemory, microvm.MaxMemory, 1<<20)),
 		"vm_defaults.disk_size":    setting(&vm.DiskSize, size(microvm.MinDiskSize, microvm.MaxDiskSize, 4096)),
-		"vm_defaults.image":        setting(&vm.Image, name),
+		"vm_defaults.image":        setting(&vm.Image, imageName),
 		"vm_defaults.kernel":       setting(&vm.Kernel, name),
 		"vm_defaults.init":         setting(&vm.Init, oneOf(microvm.InitAuto, microvm.InitAgent, microvm.InitSystemd)),
 		"vm_defaults.net":          setting(&vm.Net, oneOf(microvm.NetUser, microvm.NetNone)),
 		"vm_defaults.backend":      setting(&vm.Backend, oneOf("auto", "qemu")),
+		"images.mirrors":           setting(&c.Images.Mirrors, mirrors),
+		"images.catalog":           setting(&c.Images.Catalog, location),
+		"images.catalog_sha256":    setting(&c.Images.CatalogSHA256, sha256Hex),
+		"vm_defaults.cpu_weight":   setting(&vm.CPUWeight, weight),
+		"vm_defaults.io_weight":    setting(&vm.IOWeight, weight),
+		"kernels.catalog":          setting(&c.Kernels.Catalog, absolutePath),
 		"network.allow":            setting(&c.Network.Allow, prefixes),
+		"file_sync":                setting(&c.Home.Files, fileSyncs),
+		"home.git_identity":        setting(&c.Home.GitIdentity, boolean),
 		"daemon.log_level":         setting(&c.Daemon.LogLevel, level),
 		"daemon.memory_overcommit": setting(&c.Daemon.MemoryOvercommit, oneOf(OvercommitRefuse, OvercommitWarn, OvercommitAllow)),
 	}
@@ -117,6 +129,14 @@ func vcpus(raw any) (int, error) {
 	n, ok := raw.(int64)
 	if !ok || n < 1 || n > microvm.MaxVCPUs {
 		return 0, bad(raw, "a whole number from 1 to %d", microvm.MaxVCPUs)
+	}
+	return int(n), nil
+}
+
+func weight(raw any) (int, error) {
+	n, ok := raw.(int64)
+	if !ok || n < microvm.MinWeight || n > microvm.MaxWeight {
+		return 0, bad(raw, "a whole number from %d to %d", microvm.MinWeight, microvm.MaxWeight)
 	}
 	return int(n), nil
 }
@@ -144,6 +164,14 @@ func name(raw any) (string, error) {
 	text, ok := raw.(string)
 	if !ok || microvm.ValidateName(text) != nil {
 		return "", bad(raw, "a name: 1 to %d characters of a-z, 0-9 and -, with no - at an edge", microvm.MaxNameLength)
+	}
+	return text, nil
+}
+
+func absolutePath(raw any) (string, error) {
+	text, ok := raw.(string)
+	if !ok || !filepath.IsAbs(text) {
+		return "", bad(raw, "an absolute path")
 	}
 	return text, nil
 }

@@ -33,7 +33,7 @@ func totalMemory() int64 {
 	if unix.Sysinfo(&info) != nil {
 		return 0
 	}
-	return int64(info.Totalram) * int64(info.Unit) //nolint:gosec // the kernel's own figure
+	return int64(info.Totalram) * int64(info.Unit) // the kernel's own figure
 }
 
 // defaults returns what VMs of this host get: small enough that several fit.
@@ -41,13 +41,15 @@ func (h host) defaults() VMDefaults {
 	memory := h.memory / 8
 	memory -= memory % memoryStep
 	return VMDefaults{
-		VCPUs:    Value[int]{max(1, min(maxDefaultVCPUs, h.cpus/4)), Host},
-		Memory:   Value[int64]{max(minDefaultMemory, min(maxDefaultMemory, memory)), Host},
-		DiskSize: Value[int64]{DefaultDiskSize, BuiltIn},
-		Image:    Value[string]{DefaultImage, BuiltIn},
-		Kernel:   Value[string]{DefaultKernel, BuiltIn},
-		Init:     Value[microvm.Init]{microvm.InitAuto, BuiltIn},
-		Net:      Value[microvm.Net]{microvm.NetUser, BuiltIn},
-		Backend:  Value[string]{"auto", BuiltIn},
+		VCPUs:     Value[int]{max(1, min(maxDefaultVCPUs, h.cpus/4)), Host},
+		Memory:    Value[int64]{max(minDefaultMemory, min(maxDefaultMemory, memory)), Host},
+		DiskSize:  Value[int64]{DefaultDiskSize, BuiltIn},
+		Image:     Value[string]{DefaultImage, BuiltIn},
+		Kernel:    Value[string]{DefaultKernel, BuiltIn},
+		Init:      Value[microvm.Init]{microvm.InitAuto, BuiltIn},
+		Net:       Value[microvm.Net]{microvm.NetUser, BuiltIn},
+		Backend:   Value[string]{"auto", BuiltIn},
+		CPUWeight: Value[int]{microvm.DefaultWeight, BuiltIn},
+		IOWeight:  Value[int]{microvm.DefaultWeight, BuiltIn},
 	}
 }

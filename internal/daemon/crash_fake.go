@@ -141,8 +141,8 @@ func (s breakableStore) SetState(ctx context.Context, id microvm.ID, c store.Cha
 	return s.p.pass("SetState "+string(c.To), func() error { return s.Store.SetState(ctx, id, c) })
 }
 
-func (s breakableStore) SetImageDigest(ctx context.Context, id microvm.ID, digest string) error {
-	return s.p.pass("SetImageDigest", func() error { return s.Store.SetImageDigest(ctx, id, digest) })
+func (s breakableStore) SetImage(ctx context.Context, id microvm.ID, digest string, spec microvm.Spec) error {
+	return s.p.pass("SetImage", func() error { return s.Store.SetImage(ctx, id, digest, spec) })
 }
 
 func (s breakableStore) Remove(ctx context.Context, id microvm.ID) error {

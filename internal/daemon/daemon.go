@@ -23,10 +23,10 @@ import (
 
 	"golang.org/x/sys/unix"
 
+	"banger/internal/cgroup"
 	"banger/internal/config"
 	"banger/internal/fault"
-	"banger/internal/images"
-	"banger/internal/kernels"
+	"banger/internal/homefiles"
 	"banger/internal/machines"
 	"banger/internal/operations"
 	"banger/internal/rpcapi"
@@ -67,18 +67,21 @@ func Run(ctx context.Context, o Options) error {
 	o.Log = slog.New(operations.LogHandler(o.Log.Handler()))
 	ctx, cancel := context.WithCancel(ctx)
 	defer cancel()
-	im := images.New(images.Config{Dir: paths.Images(), CacheDir: paths.Cache, InUse: db.ImageInUse, Log: o.Log})
-	ks := kernels.New(kernels.Config{Dir: paths.Kernels(), CacheDir: paths.Cache, Log: o.Log})
+	im := newImages(o, db)
+	ks := newKernels(o, db, im)
 	host, err := newHost()
 	if err != nil {
 		return err
 	}
+	cgroups, noCgroups := cgroup.Find()
 	st, so, ho := breakable(db, sources{im, ks, o.Guest}, host)
 	vms := machines.New(machines.Config{
 		VMs: paths.VMs(), Runtime: paths.VMRuntimes(), Defaults: o.Config.VM.Spec(), EgressAllow: o.Config.Network.Allow.Value,
+		Home:       homefiles.New(o.Config.Home, os.Getenv("HOME")),
 		HostMemory: config.HostMemory(), Overcommit: o.Config.Daemon.MemoryOvercommit.Value,
+		Cgroups: cgroups, NoCgroups: noCgroups,
 	}, st, so, ho, o.Log)
-	self := &self{options: o, machines: vms, images: im, host: host, started: time.Now(), stop: cancel}
+	self := &self{options: o, machines: vms, images: im, kernels: ks, host: host, started: time.Now(), stop: cancel}
 
 	// The services go on until the operations, which need them, have ended.
 	var services, work sync.WaitGroup
@@ -130,25 +133,6 @@ func serve(ctx context.Context, ln net.Listener, h http.Handler, o Options) erro
 	}
 	o.Log.Info("daemon ended")
 	return nil
-}
-
-// takeLock makes sure that one daemon uses the state directory.
-func takeLock(p config.Paths) (*os.File, error) {
-	f, err := os.OpenFile(p.LockFile(), os.O_RDWR|os.O_CREATE|unix.O_NOFOLLOW, 0o600)
-	if err != nil {
-		return nil, fmt.Errorf("open daemon lock: %w", err)
-	}
-	err = unix.Flock(int(f.Fd()), unix.LOCK_EX|unix.LOCK_NB)
-	if errors.Is(err, unix.EWOULDBLOCK) {
-		_ = f.Close()
-		return nil, fault.New(fault.Exists, "another daemon runs with the state directory %s", p.State).
-			WithHint("talk to it: banger daemon status; end it: banger daemon stop")
-	}
-	if err != nil {
-		_ = f.Close()
-		return nil, fmt.Errorf("lock %s: %w", p.LockFile(), err)
-	}
-	return f, nil
 }
 
 // listen makes the daemon's socket. The caller holds the lock, so a socket that is there is a dead daemon's.

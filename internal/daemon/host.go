@@ -13,6 +13,7 @@ import (
 	"banger/internal/images"
 	"banger/internal/kernels"
 	"banger/internal/machines"
+	"banger/internal/microvm"
 	"banger/internal/monitorlink"
 	"banger/internal/progress"
 	"banger/internal/rootfs"
@@ -124,14 +125,30 @@ type sources struct {
 
 // Image implements machines.Sources.
 func (s sources) Image(ctx context.Context, name string, report progress.Sink) (machines.Image, error) {
+	end := report.Stage("find image")
 	im, err := s.images.Ensure(ctx, name, report)
-	return machines.Image{Digest: im.Digest, Path: im.RootPath}, err
+	end(err)
+	return toImage(im), err
 }
 
 // ImageByDigest implements machines.Sources.
 func (s sources) ImageByDigest(_ context.Context, digest string) (machines.Image, error) {
 	im, err := s.images.ByDigest(digest)
-	return machines.Image{Digest: digest, Path: im.RootPath}, err
+	return toImage(im), err
+}
+
+func toImage(im images.Image) machines.Image {
+	c := im.Config
+	// Words that are no variables would keep every command from starting, and mean nothing.
+	env := slices.DeleteFunc(slices.Clone(c.Env), func(word string) bool {
+		return strings.IndexByte(word, '=') < 1 || strings.ContainsRune(word, 0)
+	})
+	return machines.Image{
+		Digest: im.Digest, Path: im.RootPath, HasSystemd: im.HasSystemd,
+		Config: microvm.ImageConfig{
+			Entrypoint: c.Entrypoint, Cmd: c.Cmd, Env: env, Dir: c.WorkDir, User: c.User, StopSignal: c.StopSignal, Ports: c.ExposedPorts,
+		},
+	}
 }
 
 // Kernel implements machines.Sources.
@@ -144,9 +161,5 @@ func (s sources) Kernel(ctx context.Context, name string, report progress.Sink) 
 	if err != nil {
 		return machines.Kernel{}, err
 	}
-	path := k.ImagePath
-	if k.ELFPath != "" {
-		path = k.ELFPath // need not unpack itself, which takes long under software emulation
-	}
-	return machines.Kernel{Path: path, Initramfs: initramfs, Modules: k.ModulesImage}, nil
+	return s.bootable(k, initramfs)
 }

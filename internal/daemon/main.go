@@ -50,7 +50,7 @@ func run(ctx context.Context, ready io.WriteCloser) error {
 	if err != nil {
 		return err
 	}
-	log := slog.New(slog.NewTextHandler(os.Stderr, &slog.HandlerOptions{Level: c.Daemon.LogLevel.Value}))
+	log := slog.New(slog.NewTextHandler(logWriter(c.Paths.DaemonLog()), &slog.HandlerOptions{Level: c.Daemon.LogLevel.Value}))
 	return Run(ctx, Options{
 		Config: c, Guest: guest, Log: log,
 		Ready: func() error {

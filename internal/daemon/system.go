@@ -13,6 +13,7 @@ import (
 	bangerv1 "banger/internal/gen/banger/v1"
 	"banger/internal/hostexec"
 	"banger/internal/images"
+	"banger/internal/kernels"
 	"banger/internal/machines"
 	"banger/internal/microvm"
 	"banger/internal/rpcapi"
@@ -24,6 +25,7 @@ type self struct {
 	options  Options
 	machines *machines.Service
 	images   *images.Store
+	kernels  *kernels.Store
 	host     *host
 	started  time.Time
 	stop     context.CancelFunc
@@ -52,12 +54,12 @@ func (s *self) Status(ctx context.Context) (rpcapi.Status, error) {
 func (s *self) Shutdown() { s.stop() }
 
 // Doctor implements rpcapi.System.
-func (s *self) Doctor(ctx context.Context) rpcapi.Report {
+func (s *self) Doctor(ctx context.Context, fix bool) rpcapi.Report {
 	c := s.options.Config
 	report := rpcapi.Report{Sources: sourcesOf(c.VM)}
 	d := c.VM.Spec()
 	report.Defaults = &bangerv1.Spec{
-		Image: d.Image, Kernel: d.Kernel, Vcpus: int32(d.VCPUs), Memory: d.Memory, DiskSize: d.DiskSize, //nolint:gosec // <= 32
+		Image: d.Image, Kernel: d.Kernel, Vcpus: int32(d.VCPUs), Memory: d.Memory, DiskSize: d.DiskSize, // <= 32
 		Init: string(d.Init), Net: string(d.Net), Backend: d.Backend,
 	}
 	add := func(checks ...rpcapi.Check) { report.Checks = append(report.Checks, checks...) }
@@ -67,13 +69,17 @@ func (s *self) Doctor(ctx context.Context) rpcapi.Report {
 	add(checkProgram("kernel build", "apt-get", "apt", rpcapi.Warn, "downloads the default kernel"))
 	add(checkFile("guest agent", s.options.Guest))
 	add(checkSpace("disk space", c.Paths.State), checkMemory(d.Memory))
+	add(checkLimits())
 	add(checkConfig(c))
+	var left rpcapi.Check
+	report.Leftovers, left = s.leftovers(ctx, fix)
+	add(left)
 	return report
 }
 
 func sourcesOf(d config.VMDefaults) map[string]string {
 	return map[string]string{
-		"vcpu": string(d.VCPUs.From), "memory": string(d.Memory.From), "disk-size": string(d.DiskSize.From),
+		"vcpu": string(d.VCPUs.From), "memory": string(d.Memory.From), "disk_size": string(d.DiskSize.From),
 		"image": string(d.Image.From), "kernel": string(d.Kernel.From), "init": string(d.Init.From),
 		"net": string(d.Net.From), "backend": string(d.Backend.From),
 	}
@@ -140,7 +146,7 @@ func checkSpace(name, dir string) rpcapi.Check {
 	if err := unix.Statfs(dir, &st); err != nil {
 		return rpcapi.Check{Name: name, Result: rpcapi.Fail, Detail: fmt.Sprintf("look at %s: %v", dir, err)}
 	}
-	free := int64(st.Bavail) * st.Bsize //nolint:gosec // block counts fit
+	free := int64(st.Bavail) * st.Bsize // block counts fit
 	c := rpcapi.Check{Name: name, Result: rpcapi.Pass, Detail: fmt.Sprintf("%.1f GiB free in %s", float64(free)/(1<<30), dir)}
 	if free < comfortable {
 		c.Result, c.Fix = rpcapi.Warn, "free some disk space, or move XDG_STATE_HOME to a larger disk"
@@ -153,7 +159,7 @@ func checkMemory(want int64) rpcapi.Check {
 	if err := unix.Sysinfo(&si); err != nil {
 		return rpcapi.Check{Name: "memory", Result: rpcapi.Warn, Detail: err.Error()}
 	}
-	total := int64(si.Totalram) * int64(si.Unit) //nolint:gosec // sizes fit
+	total := int64(si.Totalram) * int64(si.Unit) // sizes fit
 	c := rpcapi.Check{
 		Name: "memory", Result: rpcapi.Pass,
 		Detail: fmt.Sprintf("%s for a VM by default, of %.1f GiB", microvm.FormatSize(want), float64(total)/(1<<30)),

@@ -151,7 +151,7 @@ func (p *Packages) Unpack(ctx context.Context, pkg Package, into string, sink pr
 		return errors.Join(fmt.Errorf("download package %s: %d files came", pkg.Name, len(files)), err)
 	}
 	sink.Send(progress.Update{Stage: "download " + pkg.Name, Detail: "unpack"})
-	if err := os.MkdirAll(into, 0o755); err != nil { //nolint:gosec // nothing secret
+	if err := os.MkdirAll(into, 0o755); err != nil { // nothing secret
 		return err
 	}
 	// Not as root's package manager would: no scripts run. Ownership is the caller's business.

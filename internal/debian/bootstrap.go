@@ -208,7 +208,7 @@ func newScratch(ctx context.Context, program string, at Paths) (*scratch, error)
 	s.dir = dir
 	err = errors.Join(
 		os.WriteFile(s.record, []byte(kept.String()+dir+"\n"), 0o600),
-		os.Chmod(dir, 0o755), //nolint:gosec // subordinate ids must pass, and list it to delete
+		os.Chmod(dir, 0o755), // subordinate ids must pass, and list it to delete
 	)
 	if err != nil {
 		return nil, errors.Join(fmt.Errorf("make build directory: %w", err), os.Remove(dir))

@@ -184,7 +184,7 @@ func writeFiles(dir string, files map[string]string) error {
 		if err := os.MkdirAll(filepath.Dir(path), fs.FileMode(0o755)); err != nil {
 			return err
 		}
-		if err := os.WriteFile(path, []byte(content), 0o644); err != nil { //nolint:gosec // nothing secret
+		if err := os.WriteFile(path, []byte(content), 0o644); err != nil { // nothing secret
 			return err
 		}
 	}

@@ -1,6 +1,6 @@
 // Package depot makes things in a directory at most once, however many goroutines and processes ask for them together.
 //
-// It owns, below its directory, ".locks" (one lock file per key, never removed: removing them would race) and ".work" (one
+// It owns, below its directory, ".locks" (one lock file per key; only those of Scratch are ever removed) and ".work" (one
 // working directory per key). A working directory belongs to whoever holds its key's lock, so that one found by the next
 // holder is the rest of a process that died, and is removed. It doesn't own what is made or where that is published.
 //
@@ -86,27 +86,29 @@ func (d *Depot) join(ctx context.Context, sink progress.Sink, job Job) (*flight,
 	if f != nil && f.waiting == 0 {
 		return f, -1
 	}
-	if f == nil {
-		// The work is not the first caller's alone: it ends when nobody waits any more.
-		work, cancel := context.WithCancel(context.WithoutCancel(ctx))
-		f = &flight{cancel: cancel, done: make(chan struct{}), sinks: map[int]progress.Sink{}}
-		d.flights[job.Key] = f
-		go func() {
-			defer cancel()
-			f.err = d.Exclusive(work, job.Key, f.send, func(dir string) error {
-				if have, err := job.Have(); have || err != nil {
-					return err
-				}
-				return job.Make(work, dir, f.send)
-			})
-			d.mu.Lock()
-			delete(d.flights, job.Key)
-			d.mu.Unlock()
-			close(f.done)
-		}()
+	if f != nil {
+		f.waiting++
+		return f, f.add(sink)
 	}
-	f.waiting++
-	return f, f.add(sink)
+	// The work is not the first caller's alone: it ends when nobody waits any more.
+	work, cancel := context.WithCancel(context.WithoutCancel(ctx))
+	f = &flight{cancel: cancel, done: make(chan struct{}), sinks: map[int]progress.Sink{}, waiting: 1}
+	d.flights[job.Key] = f
+	ticket := f.add(sink) // before the work begins: it hears of all
+	go func() {
+		defer cancel()
+		f.err = d.Exclusive(work, job.Key, f.send, func(dir string) error {
+			if have, err := job.Have(); have || err != nil {
+				return err
+			}
+			return job.Make(work, dir, f.send)
+		})
+		d.mu.Lock()
+		delete(d.flights, job.Key)
+		d.mu.Unlock()
+		close(f.done)
+	}()
+	return f, ticket
 }
 
 // leave reports whether nobody waits for the flight any more.
@@ -150,7 +152,10 @@ func (d *Depot) lock(ctx context.Context, key string, sink progress.Sink) (unloc
 	if err := os.MkdirAll(dir, 0o700); err != nil {
 		return nil, fmt.Errorf("make lock directory: %w", err)
 	}
-	f, err := os.OpenFile(filepath.Join(dir, key), os.O_CREATE|os.O_RDWR|unix.O_NOFOLLOW, 0o600)
+	open := func() (*os.File, error) {
+		return os.OpenFile(filepath.Join(dir, key), os.O_CREATE|os.O_RDWR|unix.O_NOFOLLOW, 0o600)
+	}
+	f, err := open()
 	if err != nil {
 		return nil, fmt.Errorf("open lock: %w", err)
 	}
@@ -162,8 +167,15 @@ func (d *Depot) lock(ctx context.Context, key string, sink progress.Sink) (unloc
 	}()
 	for {
 		err := unix.Flock(int(f.Fd()), unix.LOCK_EX|unix.LOCK_NB)
-		if err == nil {
+		if err == nil && linked(f) {
 			return func() { _ = f.Close() }, nil
+		}
+		if err == nil { // a sweep removed it between the two calls
+			_ = f.Close()
+			if f, err = open(); err != nil {
+				return nil, fmt.Errorf("open lock: %w", err)
+			}
+			continue
 		}
 		if !errors.Is(err, unix.EWOULDBLOCK) && !errors.Is(err, unix.EINTR) {
 			_ = f.Close()
@@ -180,6 +192,12 @@ func (d *Depot) lock(ctx context.Context, key string, sink progress.Sink) (unloc
 		case <-time.After(lockPoll):
 		}
 	}
+}
+
+// linked reports whether a file still has a name.
+func linked(f *os.File) bool {
+	var st unix.Stat_t
+	return unix.Fstat(int(f.Fd()), &st) == nil && st.Nlink > 0
 }
 
 // Sweep removes working directories that nobody uses: what processes left that were killed. It never waits for a lock.
@@ -207,5 +225,17 @@ func (d *Depot) Sweep(ctx context.Context) error {
 		}
 		unlock()
 	}
-	return errors.Join(errs...)
+	return errors.Join(append(errs, d.sweepScratchLocks(ctx))...)
+}
+
+// Settled waits until nobody works on the key. For a key that nobody ever worked on it does nothing.
+func (d *Depot) Settled(ctx context.Context, key string) error {
+	if _, err := os.Lstat(filepath.Join(d.dir, ".locks", key)); errors.Is(err, fs.ErrNotExist) {
+		return nil
+	}
+	unlock, err := d.lock(ctx, key, nil)
+	if err == nil {
+		unlock()
+	}
+	return err
 }

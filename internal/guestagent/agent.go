@@ -58,6 +58,10 @@ type System interface {
 	Grow(ctx context.Context, spec guestproto.GrowSpec) error
 	// Shutdown begins to go down and returns.
 	Shutdown(spec guestproto.ShutdownSpec)
+	// Console opens what the main process writes to. The caller closes it.
+	Console() *os.File
+	// Home is the directory that the work disk is mounted at.
+	Home() string
 }
 
 // Agent serves the requests of the host.
@@ -68,6 +72,8 @@ type Agent struct {
 
 	mu  sync.Mutex
 	env []string // of every command, on top of the base environment
+
+	main mainProcess
 }
 
 // New returns an agent. mode is what Hello.Init says.
@@ -190,12 +196,14 @@ func (a *Agent) dispatch(ctx context.Context, s *stream, req guestproto.Request)
 	switch req.Op {
 	case guestproto.OpExec:
 		return with(req, func(spec guestproto.ExecSpec) error { return a.exec(ctx, s, spec) })
+	case guestproto.OpMain:
+		return s.done(with(req, a.startMain))
 	case guestproto.OpGet:
 		return with(req, func(spec guestproto.GetSpec) error { return get(ctx, s, spec) })
 	case guestproto.OpDial:
 		return with(req, func(spec guestproto.DialSpec) error { return dial(ctx, s, spec) })
 	case guestproto.OpPut:
-		return s.done(with(req, func(spec guestproto.PutSpec) error { return put(s, spec) }))
+		return s.done(with(req, func(spec guestproto.PutSpec) error { return put(s, spec, a.system.Home()) }))
 	case guestproto.OpConfigure:
 		return s.done(with(req, a.configure))
 	case guestproto.OpGrow:
@@ -256,6 +264,7 @@ func (a *Agent) shutdown(s *stream, spec guestproto.ShutdownSpec) error {
 		return fault.New(fault.Invalid, "unknown way to shut down %q", spec.How)
 	}
 	err := s.done(nil)
+	a.main.stop(spec)
 	a.system.Shutdown(spec)
 	return err
 }

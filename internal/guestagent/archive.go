@@ -20,6 +20,7 @@ import (
 type ownership struct {
 	keep     bool // who the archive says
 	uid, gid int
+	stay     bool // files that are there already stay as they are
 }
 
 // unpack writes the entries of an archive below root, and nowhere else: root refuses every path and link that leads out.
@@ -62,6 +63,9 @@ func (u *unpacker) entry(h *tar.Header, content io.Reader) error {
 	h.Name = name
 	if h.Typeflag == tar.TypeDir {
 		return u.dir(h)
+	}
+	if _, err := u.root.Lstat(name); err == nil && u.owner.stay {
+		return nil
 	}
 	if err := u.clear(name); err != nil {
 		return err

@@ -30,7 +30,7 @@ type mount struct {
 }
 
 func (m mount) do() error {
-	if err := os.MkdirAll(m.target, 0o755); err != nil { //nolint:gosec // a mount point
+	if err := os.MkdirAll(m.target, 0o755); err != nil { // a mount point
 		return fmt.Errorf("mount %s: %w", m.target, err)
 	}
 	if err := unix.Mount(m.source, m.target, m.fstype, m.flags, m.data); err != nil && !m.optional {
@@ -62,6 +62,15 @@ func kernelMounts() []mount {
 	}
 }
 
+// linkDescriptors makes the names by which programs reach their own descriptors. The kernel makes none, udev would.
+func linkDescriptors(dev string) {
+	for name, target := range map[string]string{
+		"fd": "/proc/self/fd", "stdin": "/proc/self/fd/0", "stdout": "/proc/self/fd/1", "stderr": "/proc/self/fd/2",
+	} {
+		_ = os.Symlink(target, filepath.Join(dev, name)) // there already is fine, and nothing else can go wrong in memory
+	}
+}
+
 // boot does all that has to be done before the guest is ready. On return the root is the image's.
 func (m *machine) boot() (guestproto.BootParams, error) {
 	m.started = time.Now()
@@ -69,6 +78,7 @@ func (m *machine) boot() (guestproto.BootParams, error) {
 	if err := mountAll(kernelMounts()); err != nil {
 		return guestproto.BootParams{}, err
 	}
+	linkDescriptors("/dev")
 	m.console = openConsole()
 	cmdline, err := os.ReadFile("/proc/cmdline")
 	if err != nil {
@@ -172,7 +182,7 @@ func (m *machine) mountRoot(disks map[string]string) error {
 		return err
 	}
 	for _, dir := range []string{"upper", "work"} {
-		if err := os.MkdirAll(filepath.Join(upperDir, dir), 0o755); err != nil { //nolint:gosec // it becomes /
+		if err := os.MkdirAll(filepath.Join(upperDir, dir), 0o755); err != nil { // it becomes /
 			return fmt.Errorf("prepare the system disk: %w", err)
 		}
 	}
@@ -194,6 +204,12 @@ func (m *machine) mountRoot(disks map[string]string) error {
 // switchRoot makes dir the root and frees what the initramfs holds, as switch_root(8) does.
 func switchRoot(dir string) error {
 	for _, sub := range []string{"/dev", "/proc", "/sys", "/run"} {
+		// A link would be followed from outside of the new root.
+		if info, err := os.Lstat(dir + sub); err == nil && !info.IsDir() {
+			if err := os.Remove(dir + sub); err != nil {
+				return fmt.Errorf("switch to the root: %w", err)
+			}
+		}
 		if err := (mount{source: sub, target: dir + sub, flags: unix.MS_MOVE}).do(); err != nil {
 			return err
 		}
@@ -213,24 +229,32 @@ func switchRoot(dir string) error {
 	return os.Chdir("/")
 }
 
-// furnish gives the root its identity, its network and its other disks.
+// furnish gives the root its identity, its network and its other disks. An image in which a file of its identity can't be
+// written, or the modules can't be shown, is strange but may do what it is for: that is told and the boot goes on.
 func (m *machine) furnish(p guestproto.BootParams, disks map[string]string) error {
+	if err := ensureDir("/tmp", 0o777|fs.ModeSticky); err != nil {
+		m.complain(err)
+	}
 	if err := identify("/", p.Hostname, p.MachineID); err != nil {
-		return err
+		m.complain(err)
 	}
 	if err := configureNetwork(p); err != nil {
 		return err
 	}
 	if len(p.DNS) > 0 {
 		if err := replaceFile("/etc/resolv.conf", resolvConf(p.DNS), 0o644); err != nil {
-			return err
+			m.complain(err)
 		}
 	}
 	if device := disks[guestproto.DiskModules]; device != "" {
 		// In the image's root, so that a symbolic /lib is followed as the image means it.
 		target := "/lib/modules/" + kernelRelease()
-		if err := (mount{source: device, target: target, fstype: "ext4", flags: unix.MS_RDONLY}).do(); err != nil {
-			return err
+		err := ensureDir("/lib", 0o755)
+		if err == nil {
+			err = mount{source: device, target: target, fstype: "ext4", flags: unix.MS_RDONLY}.do()
+		}
+		if err != nil {
+			m.complain(err)
 		}
 	}
 	if device := disks[guestproto.DiskWork]; device != "" {
@@ -247,9 +271,15 @@ func (m *machine) bindReal() error {
 	if m.disk == nil {
 		return nil
 	}
-	for name, target := range map[string]string{"docker": "/var/lib/docker", "containerd": "/var/lib/containerd"} {
+	dirs := realDirs()
+	if !isDir("/var/lib") {
+		// An image without it has no package manager that could bring an engine. One mount there must be: a file system
+		// grows by an open file on it.
+		dirs = map[string]string{"none": "/run/banger/system"}
+	}
+	for name, target := range dirs {
 		source := fmt.Sprintf("/proc/self/fd/%d/%s", m.disk.Fd(), name)
-		if err := os.MkdirAll(source, 0o710); err != nil { //nolint:gosec // as docker makes it
+		if err := os.MkdirAll(source, 0o710); err != nil { // as docker makes it
 			return fmt.Errorf("prepare %s: %w", target, err)
 		}
 		if err := (mount{source: source, target: target, flags: unix.MS_BIND}).do(); err != nil {
@@ -259,14 +289,44 @@ func (m *machine) bindReal() error {
 	return nil
 }
 
+// realDirs are the directories that lie on the system disk itself, with their names there.
+func realDirs() map[string]string {
+	return map[string]string{
+		"docker": "/var/lib/docker", "containerd": "/var/lib/containerd", "containers": "/var/lib/containers",
+	}
+}
+
+// ensureDir makes a directory of the root if it is missing; a link to nowhere gets the directory that it points to.
+func ensureDir(path string, mode fs.FileMode) error {
+	if isDir(path) {
+		return nil
+	}
+	made := path
+	if target, err := os.Readlink(path); err == nil {
+		if made = target; !filepath.IsAbs(target) {
+			made = filepath.Join(filepath.Dir(path), target)
+		}
+	}
+	if err := os.MkdirAll(made, 0o755); err != nil { // as everywhere at the top of a root
+		return fmt.Errorf("make %s: %w", path, err)
+	}
+	if err := os.Chmod(made, mode); err != nil {
+		return fmt.Errorf("make %s: %w", path, err)
+	}
+	return nil
+}
+
 // seeded marks a work disk that has the image's /root. It is an extended attribute of the disk's root directory, so that
 // nothing is to be seen in anybody's home.
 const seeded = "trusted.banger.seeded"
 
+// workHome is where the work disk is mounted.
+const workHome = "/root"
+
 // mountWork mounts the work disk at /root. On its first boot it gets what the image has there; a crash in the midst of
 // that makes the next boot do it again.
 func mountWork(device string) error {
-	const home, tmp = "/root", "/run/banger/work"
+	const home, tmp = workHome, "/run/banger/work"
 	if err := (mount{source: device, target: tmp, fstype: "ext4", flags: unix.MS_NOATIME | unix.MS_NOSUID}).do(); err != nil {
 		return err
 	}
@@ -286,6 +346,9 @@ func seed(from, to string) error {
 	_ = os.Remove(filepath.Join(to, "lost+found")) // e2fsck makes a new one if it ever needs it
 	info, err := os.Stat(from)
 	if errors.Is(err, fs.ErrNotExist) {
+		if err := os.Chmod(to, 0o700); err != nil {
+			return err
+		}
 		return unix.Setxattr(to, seeded, []byte("1"), 0)
 	}
 	if err != nil {

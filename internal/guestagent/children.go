@@ -99,10 +99,15 @@ func (c *children) ended(pid int, status syscall.WaitStatus) {
 }
 
 // signal signals the process group of a child that has not ended.
-func (k *child) signal(sig syscall.Signal) {
+func (k *child) signal(sig syscall.Signal) { k.kill(-k.pid, sig) }
+
+// signalOne signals a child that has not ended, and none of its own children.
+func (k *child) signalOne(sig syscall.Signal) { k.kill(k.pid, sig) }
+
+func (k *child) kill(pid int, sig syscall.Signal) {
 	k.kids.mu.Lock()
 	defer k.kids.mu.Unlock()
 	if k.kids.alive[k.pid] == k {
-		_ = syscall.Kill(-k.pid, sig)
+		_ = syscall.Kill(pid, sig)
 	}
 }

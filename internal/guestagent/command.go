@@ -46,20 +46,35 @@ func resolve(spec guestproto.ExecSpec, extra []string) (*command, error) {
 		}
 	case !filepath.IsAbs(c.dir):
 		return nil, fault.New(fault.Invalid, "the directory %q is not absolute", c.dir)
+	case spec.MakeDir:
+		if err := os.MkdirAll(c.dir, 0o755); err != nil { // as container engines make it
+			return nil, fault.New(fault.Precondition, "make the directory %s: %w", c.dir, err)
+		}
 	case !isDir(c.dir):
 		return nil, fault.New(fault.Precondition, "the guest has no directory %s", c.dir)
 	}
 	c.env = environment(u, spec, extra)
 	if len(c.argv) == 0 {
 		// A login shell's argv[0] begins with a hyphen (login(1)).
-		c.path, c.argv = u.shell, []string{"-" + filepath.Base(u.shell)}
-		return c, nil
+		c.path, err = findShell(u)
+		c.argv = []string{"-" + filepath.Base(c.path)}
+		return c, err
 	}
 	if strings.ContainsRune(strings.Join(c.argv, ""), 0) {
 		return nil, fault.New(fault.Invalid, "an argument holds a zero byte")
 	}
 	c.path, err = lookPath(c.argv[0], c.dir, getenv(c.env, "PATH"))
 	return c, err
+}
+
+// findShell returns the user's shell, or the one that every system should have.
+func findShell(u user) (string, error) {
+	for _, path := range []string{u.shell, "/bin/sh"} {
+		if info, err := os.Stat(path); err == nil && info.Mode().IsRegular() && info.Mode()&0o111 != 0 {
+			return path, nil
+		}
+	}
+	return "", fault.New(fault.NotFound, "no command was given, the image names none, and it has no shell %s", u.shell)
 }
 
 // environment is the base environment, overlaid with that of every command and that of this one.

@@ -203,7 +203,7 @@ func (e *execution) feed() {
 			_, err = e.stdin.Write(buf[:n])
 			broken = err != nil
 		}
-		if e.s.w.Uint32(guestproto.FrameCredit, uint32(n)) != nil { //nolint:gosec // at most MaxPayload
+		if e.s.w.Uint32(guestproto.FrameCredit, uint32(n)) != nil { // at most MaxPayload
 			return
 		}
 	}
@@ -254,6 +254,9 @@ func (e *execution) open(spec guestproto.ExecSpec, cmd *command) ([]*os.File, er
 		r, w, err := pipe(true)
 		if err != nil {
 			return files, err
+		}
+		if cmd.cred != nil { // or it could not open /dev/stdout
+			_ = w.Chown(int(cmd.cred.Uid), int(cmd.cred.Gid))
 		}
 		e.outputs, files = append(e.outputs, output{r, typ}), append(files, w)
 	}

@@ -119,7 +119,7 @@ func resizeExt4(f *os.File, dev string, size int64) (done bool, err error) {
 	}
 	blocks := uint64(size / fs.Bsize)
 	// With the number of blocks that it has already, the kernel does nothing.
-	_, _, errno := unix.Syscall(unix.SYS_IOCTL, f.Fd(), ext4Resize, uintptr(unsafe.Pointer(&blocks))) //nolint:gosec // x/sys has no wrapper
+	_, _, errno := unix.Syscall(unix.SYS_IOCTL, f.Fd(), ext4Resize, uintptr(unsafe.Pointer(&blocks))) // x/sys has no wrapper
 	if errno != 0 {
 		return true, fmt.Errorf("grow to %d blocks: %w", blocks, errno)
 	}

@@ -2,7 +2,6 @@ package guestagent
 
 import (
 	"encoding/binary"
-	"errors"
 	"fmt"
 	"io/fs"
 	"net/netip"
@@ -23,8 +22,8 @@ func addEntropy(entropy []byte) error {
 	}
 	defer f.Close() //nolint:errcheck // nothing is buffered
 	// struct rand_pool_info: int entropy_count (bits), int buf_size (bytes), then the bytes.
-	pool := binary.NativeEndian.AppendUint32(nil, uint32(8*len(entropy))) //nolint:gosec // at most maxEntropy
-	pool = binary.NativeEndian.AppendUint32(pool, uint32(len(entropy)))   //nolint:gosec // at most maxEntropy
+	pool := binary.NativeEndian.AppendUint32(nil, uint32(8*len(entropy))) // at most maxEntropy
+	pool = binary.NativeEndian.AppendUint32(pool, uint32(len(entropy)))   // at most maxEntropy
 	pool = append(pool, entropy...)
 	if _, _, errno := unix.Syscall(unix.SYS_IOCTL, f.Fd(), unix.RNDADDENTROPY, uintptr(unsafe.Pointer(&pool[0]))); errno != 0 {
 		return os.NewSyscallError("add entropy", errno)
@@ -52,15 +51,21 @@ func identify(root, hostname, machineID string) error {
 	return replaceFile(filepath.Join(root, "etc/machine-id"), machineID+"\n", 0o444)
 }
 
+// maxHosts bounds what is kept of an image's hosts file, in bytes.
+const maxHosts = 1 << 20
+
 // writeHostname writes /etc/hostname and /etc/hosts.
 func writeHostname(root, hostname string) error {
 	if err := replaceFile(filepath.Join(root, "etc/hostname"), hostname+"\n", 0o644); err != nil {
 		return err
 	}
 	path := filepath.Join(root, "etc/hosts")
-	old, err := os.ReadFile(path)
-	if err != nil && !errors.Is(err, fs.ErrNotExist) {
-		return fmt.Errorf("read the hosts file: %w", err)
+	var old []byte
+	// What is no file, or a link that leads to none, has nothing to keep.
+	if info, err := os.Stat(path); err == nil && info.Mode().IsRegular() && info.Size() <= maxHosts {
+		if old, err = os.ReadFile(path); err != nil {
+			return fmt.Errorf("read the hosts file: %w", err)
+		}
 	}
 	return replaceFile(path, hostsFile(string(old), hostname), 0o644)
 }
@@ -96,14 +101,15 @@ func resolvConf(servers []netip.Addr) string {
 
 // replaceFile writes a file in one step; a symbolic link of that name is replaced, not followed.
 func replaceFile(path, content string, mode fs.FileMode) error {
-	if err := os.MkdirAll(filepath.Dir(path), 0o755); err != nil { //nolint:gosec // as everywhere in /etc
-		return fmt.Errorf("write %s: %w", path, err)
+	if err := ensureDir(filepath.Dir(path), 0o755); err != nil {
+		return err
 	}
 	tmp := path + ".banger"
 	_ = os.Remove(tmp)
 	if err := os.WriteFile(tmp, []byte(content), mode); err != nil {
 		return fmt.Errorf("write %s: %w", path, err)
 	}
+	_ = unix.Rmdir(path) // an empty directory of that name, as container engines leave it
 	if err := os.Rename(tmp, path); err != nil {
 		// A bind mount over the file can't be replaced, only written.
 		_ = os.Remove(tmp)

@@ -99,10 +99,10 @@ func TestHostedProgramShutsDown(t *testing.T) {
 			t.Fatalf("Open = %+v, %v", hello, err)
 		}
 		c := guestlink.NewClient(s)
-		if err := c.Shutdown(t.Context(), "explode"); !fault.Is(err, fault.Invalid) {
+		if err := c.Shutdown(t.Context(), "explode", 0); !fault.Is(err, fault.Invalid) {
 			t.Errorf("Shutdown(explode) = %v", err)
 		}
-		if err := c.Shutdown(t.Context(), how); err != nil {
+		if err := c.Shutdown(t.Context(), how, 0); err != nil {
 			t.Errorf("Shutdown(%s) = %v", how, err)
 		}
 		select {

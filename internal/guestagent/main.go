@@ -61,7 +61,7 @@ func besideMain() int {
 	port, err := openPort(guestproto.PortName, deviceWait)
 	if err == nil {
 		_ = m.console.Close()
-		go growAll()
+		go late()
 		err = New(string(guestproto.InitSystemd), m, newChildren()).Serve(context.Background(), port)
 	}
 	m.console = openConsole()
@@ -108,6 +108,17 @@ type hosted struct{ down chan guestproto.Shutdown }
 func (hosted) Renew(guestproto.Preamble) error    { return nil }
 func (hosted) Identify(guestproto.Identity) error { return nil }
 
+func (hosted) Console() *os.File {
+	f, err := os.OpenFile("/dev/stderr", os.O_WRONLY, 0)
+	if err != nil {
+		f, _ = os.OpenFile(os.DevNull, os.O_WRONLY, 0)
+	}
+	return f
+}
+
+// Home of a hosted agent is nowhere unless a test says where: the host's own must not be touched.
+func (hosted) Home() string { return os.Getenv("BANGER_HOSTED_HOME") }
+
 func (hosted) Grow(context.Context, guestproto.GrowSpec) error { return nil }
 
 func (h hosted) Shutdown(spec guestproto.ShutdownSpec) {
@@ -127,6 +138,12 @@ type machine struct {
 	disk    *os.File // the system disk's root directory, which the new root hides; nil if there is none
 	down    chan guestproto.ShutdownSpec
 }
+
+// Home implements System.
+func (*machine) Home() string { return workHome }
+
+// Console opens the console anew: the machine's own is closed while systemd is process 1.
+func (*machine) Console() *os.File { return openConsole() }
 
 func openConsole() *os.File {
 	f, err := os.OpenFile("/dev/console", os.O_WRONLY|unix.O_NOCTTY, 0)

@@ -92,11 +92,11 @@ func (s *routeSocket) close() { _ = unix.Close(s.fd) }
 func (s *routeSocket) linkUp(index, mtu int) error {
 	// struct ifinfomsg: family, pad, type, index, flags, change.
 	b := make([]byte, 4, 64)
-	b = binary.NativeEndian.AppendUint32(b, uint32(index)) //nolint:gosec // from the kernel
+	b = binary.NativeEndian.AppendUint32(b, uint32(index)) // from the kernel
 	b = binary.NativeEndian.AppendUint32(b, unix.IFF_UP)
 	b = binary.NativeEndian.AppendUint32(b, unix.IFF_UP)
 	if mtu != 0 {
-		b = attribute(b, unix.IFLA_MTU, binary.NativeEndian.AppendUint32(nil, uint32(mtu))) //nolint:gosec // checked when parsed
+		b = attribute(b, unix.IFLA_MTU, binary.NativeEndian.AppendUint32(nil, uint32(mtu))) // checked when parsed
 	}
 	return s.request(unix.RTM_NEWLINK, 0, b)
 }
@@ -104,7 +104,7 @@ func (s *routeSocket) linkUp(index, mtu int) error {
 func (s *routeSocket) addAddr(index int, p netip.Prefix) error {
 	// struct ifaddrmsg: family, prefix length, flags, scope, index.
 	b := []byte{family(p.Addr()), byte(p.Bits()), 0, unix.RT_SCOPE_UNIVERSE}
-	b = binary.NativeEndian.AppendUint32(b, uint32(index)) //nolint:gosec // from the kernel
+	b = binary.NativeEndian.AppendUint32(b, uint32(index)) // from the kernel
 	b = attribute(b, unix.IFA_LOCAL, p.Addr().AsSlice())
 	b = attribute(b, unix.IFA_ADDRESS, p.Addr().AsSlice())
 	return s.request(unix.RTM_NEWADDR, unix.NLM_F_CREATE|unix.NLM_F_REPLACE, b)
@@ -117,7 +117,7 @@ func (s *routeSocket) addDefaultRoute(index int, gateway netip.Addr) error {
 		0, 0, 0, 0,
 	}
 	b = attribute(b, unix.RTA_GATEWAY, gateway.AsSlice())
-	b = attribute(b, unix.RTA_OIF, binary.NativeEndian.AppendUint32(nil, uint32(index))) //nolint:gosec // from the kernel
+	b = attribute(b, unix.RTA_OIF, binary.NativeEndian.AppendUint32(nil, uint32(index))) // from the kernel
 	return s.request(unix.RTM_NEWROUTE, unix.NLM_F_CREATE|unix.NLM_F_REPLACE, b)
 }
 
@@ -130,7 +130,7 @@ func family(a netip.Addr) byte {
 
 // attribute appends a struct rtattr with its value, padded to four bytes.
 func attribute(b []byte, typ uint16, value []byte) []byte {
-	b = binary.NativeEndian.AppendUint16(b, uint16(unix.SizeofRtAttr+len(value))) //nolint:gosec // a few bytes
+	b = binary.NativeEndian.AppendUint16(b, uint16(unix.SizeofRtAttr+len(value))) // a few bytes
 	b = binary.NativeEndian.AppendUint16(b, typ)
 	b = append(b, value...)
 	for len(b)%4 != 0 {
@@ -142,7 +142,7 @@ func attribute(b []byte, typ uint16, value []byte) []byte {
 // request sends one message and waits for the kernel's verdict (netlink(7)).
 func (s *routeSocket) request(typ, flags uint16, body []byte) error {
 	s.seq++
-	b := binary.NativeEndian.AppendUint32(nil, uint32(unix.SizeofNlMsghdr+len(body))) //nolint:gosec // a few bytes
+	b := binary.NativeEndian.AppendUint32(nil, uint32(unix.SizeofNlMsghdr+len(body))) // a few bytes
 	b = binary.NativeEndian.AppendUint16(b, typ)
 	b = binary.NativeEndian.AppendUint16(b, flags|unix.NLM_F_REQUEST|unix.NLM_F_ACK)
 	b = binary.NativeEndian.AppendUint32(b, s.seq)
@@ -160,7 +160,7 @@ func (s *routeSocket) request(typ, flags uint16, body []byte) error {
 	if n < unix.SizeofNlMsghdr+4 || binary.NativeEndian.Uint16(reply[4:]) != unix.NLMSG_ERROR {
 		return errors.New("unexpected answer of rtnetlink")
 	}
-	if code := int32(binary.NativeEndian.Uint32(reply[unix.SizeofNlMsghdr:])); code != 0 { //nolint:gosec // it is signed
+	if code := int32(binary.NativeEndian.Uint32(reply[unix.SizeofNlMsghdr:])); code != 0 { // it is signed
 		return unix.Errno(-code)
 	}
 	return nil

@@ -93,15 +93,15 @@ func quietSystemd(root string) error {
 	}
 	// The same name in /run overrides the image's rules, which empty /tmp at boot, tmpfiles.d(5).
 	rules := filepath.Join(root, "run/tmpfiles.d")
-	if err := os.MkdirAll(rules, 0o755); err != nil { //nolint:gosec // as systemd makes it
+	if err := os.MkdirAll(rules, 0o755); err != nil { // as systemd makes it
 		return fmt.Errorf("keep /tmp: %w", err)
 	}
 	const keep = "d /tmp 1777 root root 10d\nd /var/tmp 1777 root root 30d\n"
-	if err := os.WriteFile(filepath.Join(rules, "tmp.conf"), []byte(keep), 0o644); err != nil { //nolint:gosec // public
+	if err := os.WriteFile(filepath.Join(rules, "tmp.conf"), []byte(keep), 0o644); err != nil { // public
 		return fmt.Errorf("keep /tmp: %w", err)
 	}
 	dir := filepath.Join(root, "run/systemd/system")
-	if err := os.MkdirAll(dir, 0o755); err != nil { //nolint:gosec // as systemd makes it
+	if err := os.MkdirAll(dir, 0o755); err != nil { // as systemd makes it
 		return fmt.Errorf("mask units: %w", err)
 	}
 	for _, unit := range units {
@@ -125,6 +125,9 @@ func (m *machine) beInit() error {
 	m.kids = newInitChildren()
 	// What systemd gives services: a soft limit that select(2) can live with, and room above it.
 	_ = unix.Setrlimit(unix.RLIMIT_NOFILE, &unix.Rlimit{Cur: 1024, Max: 512 << 10})
+	// As in containers, for whose images this is: a program needs not be root to serve on a low port, nor to ping.
+	_ = os.WriteFile("/proc/sys/net/ipv4/ip_unprivileged_port_start", []byte("0"), 0)
+	_ = os.WriteFile("/proc/sys/net/ipv4/ping_group_range", []byte("0 2147483647"), 0)
 	agent := New(string(guestproto.InitAgent), m, m.kids)
 	port, err := openPort(guestproto.PortName, deviceWait)
 	if err != nil {
@@ -133,10 +136,10 @@ func (m *machine) beInit() error {
 	m.stage("ready")
 	served := make(chan error, 1)
 	go func() { served <- agent.Serve(context.Background(), port) }()
-	go growAll()
+	go late()
 	// Not needed for a command to run, so after the host has been told.
 	_ = mount{source: "cgroup2", target: "/sys/fs/cgroup", fstype: "cgroup2", flags: unix.MS_NOSUID | unix.MS_NOEXEC | unix.MS_NODEV, optional: true}.do()
-	_ = os.MkdirAll("/run/lock", 0o1777) //nolint:gosec // as everywhere
+	_ = os.MkdirAll("/run/lock", 0o1777) // as everywhere
 	select {
 	case spec := <-m.down:
 		m.goDown(spec)
@@ -188,10 +191,13 @@ func (m *machine) alone(wait time.Duration) bool {
 
 // halt leaves the disks clean, as far as it goes, and ends the machine. It does not return.
 func (m *machine) halt(how guestproto.Shutdown) {
+	// What the main process wrote last may still be on its way through the console's driver: tcdrain(3).
+	_ = control(m.console, func(fd int) error { return unix.IoctlSetInt(fd, unix.TCSBRK, 1) })
 	unix.Sync()
-	for _, dir := range []string{"/var/lib/docker", "/var/lib/containerd", "/root"} {
+	for _, dir := range realDirs() {
 		_ = unix.Unmount(dir, unix.MNT_DETACH)
 	}
+	_ = unix.Unmount(workHome, unix.MNT_DETACH)
 	_ = unix.Mount("", "/", "", unix.MS_REMOUNT|unix.MS_RDONLY, "")
 	if m.disk != nil {
 		_ = unix.Mount("", fmt.Sprintf("/proc/self/fd/%d", m.disk.Fd()), "", unix.MS_REMOUNT|unix.MS_RDONLY, "")

@@ -16,11 +16,14 @@ import (
 )
 
 // put unpacks the archive that the host sends.
-func put(s *stream, spec guestproto.PutSpec) error {
+func put(s *stream, spec guestproto.PutSpec, home string) error {
+	if spec.Home {
+		spec.Dir = home
+	}
 	if !filepath.IsAbs(spec.Dir) {
 		return fault.New(fault.Invalid, "the directory %q is not absolute", spec.Dir)
 	}
-	if err := os.MkdirAll(spec.Dir, 0o755); err != nil { //nolint:gosec // as mkdir -p
+	if err := os.MkdirAll(spec.Dir, 0o755); err != nil { // as mkdir -p
 		return fileError("make the directory", err)
 	}
 	root, err := os.OpenRoot(spec.Dir)
@@ -29,7 +32,7 @@ func put(s *stream, spec guestproto.PutSpec) error {
 	}
 	defer root.Close() //nolint:errcheck // nothing is buffered
 	body := &dataReader{r: s.r}
-	if err := unpack(root, body, ownership{keep: spec.KeepOwner, uid: spec.UID, gid: spec.GID}); err != nil {
+	if err := unpack(root, body, ownership{keep: spec.KeepOwner, uid: spec.UID, gid: spec.GID, stay: spec.Keep}); err != nil {
 		return fileError("unpack the archive", err)
 	}
 	// What follows the archive's end mark is padding; the host wants to be rid of it.

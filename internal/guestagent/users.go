@@ -95,5 +95,5 @@ func lines(file string, n int) [][]string {
 
 func parseID(s string) (uint32, error) {
 	n, err := strconv.ParseUint(s, 10, 31)
-	return uint32(n), err //nolint:gosec // 31 bits
+	return uint32(n), err // 31 bits
 }

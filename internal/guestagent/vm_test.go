@@ -142,7 +142,7 @@ func (g *guest) end(t *testing.T) string {
 	ctx, cancel := context.WithTimeout(t.Context(), 60*time.Second)
 	defer cancel()
 	begin := time.Now()
-	if err := g.client.Shutdown(ctx, guestproto.PowerOff); err != nil {
+	if err := g.client.Shutdown(ctx, guestproto.PowerOff, 0); err != nil {
 		t.Error(err)
 	}
 	select {

@@ -34,9 +34,15 @@ func (c *Client) Sync(ctx context.Context) error {
 	return c.simple(ctx, guestproto.OpSync, nil)
 }
 
-// Shutdown asks the guest to go down and returns when it has begun to. The VMM's end says when it is done.
-func (c *Client) Shutdown(ctx context.Context, how guestproto.Shutdown) error {
-	spec := guestproto.ShutdownSpec{How: how}
+// Main starts the main process of the guest, unless it has one. Errors are those of Start.
+func (c *Client) Main(ctx context.Context, spec guestproto.MainSpec) error {
+	return c.simple(ctx, guestproto.OpMain, spec)
+}
+
+// Shutdown asks the guest to go down and returns when it has begun to. The VMM's end says when it is done. patience is how
+// long the host will wait for that: the guest gives three quarters of it to its main process, if it has one.
+func (c *Client) Shutdown(ctx context.Context, how guestproto.Shutdown, patience time.Duration) error {
+	spec := guestproto.ShutdownSpec{How: how, MainMS: max(1, int(patience*3/4/time.Millisecond))}
 	if deadline, ok := ctx.Deadline(); ok {
 		// Half of the time for the guest's processes to end by themselves, half for the rest.
 		spec.GraceMS = max(1, int(time.Until(deadline)/2/time.Millisecond))

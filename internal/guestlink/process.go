@@ -175,7 +175,7 @@ func (p *Process) Signal(n int) error {
 	if err := guestproto.CheckSignal(n); err != nil {
 		return fault.New(fault.Invalid, "%w", err)
 	}
-	return p.send(p.call.w.Uint32(guestproto.FrameSignal, uint32(n))) //nolint:gosec // checked above
+	return p.send(p.call.w.Uint32(guestproto.FrameSignal, uint32(n))) // checked above
 }
 
 func (p *Process) send(err error) error {

@@ -17,15 +17,27 @@ import (
 type PutOptions struct {
 	KeepOwner bool // take user and group ids from the archive
 	UID, GID  int  // else these
+	Keep      bool // leave files alone that are there already
 }
 
 // Put unpacks a tar stream in a directory of the guest, which is made if it is missing. Existing files are replaced,
 // directories stay. Nothing is written outside of dir, whatever the archive and dir's symbolic links say. It returns when
 // all is in place, or as soon as the guest gives up: a Read of the archive may still be under way then.
 func (c *Client) Put(ctx context.Context, dir string, archive io.Reader, opts PutOptions) error {
-	k, err := c.call(ctx, guestproto.OpPut, guestproto.PutSpec{
-		Dir: dir, KeepOwner: opts.KeepOwner, UID: opts.UID, GID: opts.GID,
+	return c.put(ctx, archive, guestproto.PutSpec{
+		Dir: dir, KeepOwner: opts.KeepOwner, UID: opts.UID, GID: opts.GID, Keep: opts.Keep,
 	})
+}
+
+// PutHome is Put into the home directory that the guest has on its work disk.
+func (c *Client) PutHome(ctx context.Context, archive io.Reader, opts PutOptions) error {
+	return c.put(ctx, archive, guestproto.PutSpec{
+		Home: true, KeepOwner: opts.KeepOwner, UID: opts.UID, GID: opts.GID, Keep: opts.Keep,
+	})
+}
+
+func (c *Client) put(ctx context.Context, archive io.Reader, spec guestproto.PutSpec) error {
+	k, err := c.call(ctx, guestproto.OpPut, spec)
 	if err != nil {
 		return err
 	}

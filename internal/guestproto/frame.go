@@ -115,7 +115,7 @@ func (w *Writer) Frame(typ FrameType, payload []byte) error {
 	w.mu.Lock()
 	defer w.mu.Unlock()
 	w.buf = append(w.buf[:0], byte(typ), 0, 0, 0, 0)
-	binary.BigEndian.PutUint32(w.buf[1:], uint32(len(payload))) //nolint:gosec // bounded above
+	binary.BigEndian.PutUint32(w.buf[1:], uint32(len(payload))) // bounded above
 	w.buf = append(w.buf, payload...)
 	_, err := w.w.Write(w.buf)
 	if cap(w.buf) > 2*MaxPayload {

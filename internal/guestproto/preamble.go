@@ -51,7 +51,7 @@ func (p Preamble) Append(b []byte) []byte {
 	b = append(b, magic...)
 	b = append(b, Version)
 	b = append(b, p.ID[:]...)
-	b = binary.BigEndian.AppendUint64(b, uint64(p.TimeNS)) //nolint:gosec // two's complement on both ends
+	b = binary.BigEndian.AppendUint64(b, uint64(p.TimeNS)) // two's complement on both ends
 	b = append(b, p.Entropy[:]...)
 	return binary.BigEndian.AppendUint32(b, crc32.ChecksumIEEE(b[start:]))
 }
@@ -66,7 +66,7 @@ func ReadPreamble(r *bufio.Reader) (Preamble, error) {
 		}
 		b = b[len(magic)+1:]
 		copy(p.ID[:], b)
-		p.TimeNS = int64(binary.BigEndian.Uint64(b[16:])) //nolint:gosec // two's complement on both ends
+		p.TimeNS = int64(binary.BigEndian.Uint64(b[16:])) // two's complement on both ends
 		copy(p.Entropy[:], b[24:])
 		return true
 	})
@@ -85,7 +85,7 @@ func AppendAnswer(b []byte, id SessionID, h Hello) ([]byte, error) {
 	b = append(b, magic...)
 	b = append(b, Version)
 	b = append(b, id[:]...)
-	b = binary.BigEndian.AppendUint32(b, uint32(len(body))) //nolint:gosec // bounded above
+	b = binary.BigEndian.AppendUint32(b, uint32(len(body))) // bounded above
 	return append(b, body...), nil
 }
 

@@ -63,6 +63,7 @@ type Op string
 const (
 	OpPing      Op = "ping"      // no arguments; FrameDone
 	OpExec      Op = "exec"      // ExecSpec; FrameStarted, then both ways until FrameExit
+	OpMain      Op = "main"      // MainSpec; FrameDone once it runs
 	OpPut       Op = "put"       // PutSpec; host: FrameData..., FrameEOF; guest: FrameDone
 	OpGet       Op = "get"       // GetSpec; guest: FrameData..., FrameDone
 	OpSync      Op = "sync"      // no arguments; FrameDone
@@ -82,15 +83,23 @@ type Request struct {
 
 // ExecSpec says what to run.
 type ExecSpec struct {
-	Args  []string `json:"args,omitempty"` // empty: the user's shell as a login shell
-	Env   []string `json:"env,omitempty"`  // NAME=value, on top of the base environment
-	Dir   string   `json:"dir,omitempty"`  // empty: the user's home
-	User  string   `json:"user,omitempty"` // "", name, uid, name:group, uid:gid; empty: root
-	TTY   bool     `json:"tty,omitempty"`  // run on a terminal of its own; stdout and stderr are then one
-	Rows  uint16   `json:"rows,omitempty"` // of the terminal; 0: 24
-	Cols  uint16   `json:"cols,omitempty"` // of the terminal; 0: 80
-	Term  string   `json:"term,omitempty"` // TERM; empty: xterm
-	Stdin bool     `json:"stdin,omitempty"`
+	Args    []string `json:"args,omitempty"`     // empty: the user's shell as a login shell
+	Env     []string `json:"env,omitempty"`      // NAME=value, on top of the base environment
+	Dir     string   `json:"dir,omitempty"`      // empty: the user's home
+	MakeDir bool     `json:"make_dir,omitempty"` // make Dir, for root, if it is missing
+	User    string   `json:"user,omitempty"`     // "", name, uid, name:group, uid:gid; empty: root
+	TTY     bool     `json:"tty,omitempty"`      // run on a terminal of its own; stdout and stderr are then one
+	Rows    uint16   `json:"rows,omitempty"`     // of the terminal; 0: 24
+	Cols    uint16   `json:"cols,omitempty"`     // of the terminal; 0: 80
+	Term    string   `json:"term,omitempty"`     // TERM; empty: xterm
+	Stdin   bool     `json:"stdin,omitempty"`
+}
+
+// MainSpec says what the main process of the VM is: it belongs to no stream, its output goes to the console, and when it
+// ends the guest goes down. There is one: a guest that has it already answers FrameDone.
+type MainSpec struct {
+	Exec       ExecSpec `json:"exec"`        // its terminal and standard input are left aside: there is neither
+	StopSignal int      `json:"stop_signal"` // what it gets, first and alone, when the guest is to go down
 }
 
 // Started is the payload of FrameStarted.
@@ -152,6 +161,8 @@ type PutSpec struct {
 	KeepOwner bool   `json:"keep_owner,omitempty"` // take user and group ids from the archive, else UID and GID
 	UID       int    `json:"uid,omitempty"`
 	GID       int    `json:"gid,omitempty"`
+	Home      bool   `json:"home,omitempty"` // in the home directory that the work disk is, and Dir is left aside
+	Keep      bool   `json:"keep,omitempty"` // leave files alone that are there already
 }
 
 // GetSpec says what to pack. The entries are named from the last element of Path on.
@@ -172,6 +183,7 @@ const (
 type ShutdownSpec struct {
 	How     Shutdown `json:"how"`
 	GraceMS int      `json:"grace_ms,omitempty"` // between SIGTERM and SIGKILL, agent as init only; 0: 5 s
+	MainMS  int      `json:"main_ms,omitempty"`  // before that, for the main process alone to end; 0: 5 s
 }
 
 // Identity is what makes a guest this guest and not the one it was copied from. Zero fields are left as they are.

@@ -60,7 +60,7 @@ type Process struct {
 // Start starts a child. Unless it is detached, it dies with the calling process: the kernel sends it SIGKILL when the
 // thread that started it ends, so the thread is kept for as long as the child lives (prctl(2), PR_SET_PDEATHSIG).
 func Start(c Cmd) (*Process, error) {
-	cmd := exec.Command(c.Path, c.Args...) //nolint:gosec,noctx // running programs is this package's job; ends by Kill
+	cmd := exec.Command(c.Path, c.Args...) //nolint:noctx // running programs is this package's job; ends by Kill
 	cmd.Env, cmd.Dir = c.Env, c.Dir
 	cmd.Stdin, cmd.Stdout, cmd.Stderr = c.Stdin, c.Stdout, c.Stderr
 	cmd.ExtraFiles = c.Files

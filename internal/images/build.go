@@ -1,11 +1,8 @@
 package images
 
 import (
-	"archive/tar"
+	"cmp"
 	"context"
-	_ "embed"
-	"encoding/json"
-	"errors"
 	"fmt"
 	"io"
 	"maps"
@@ -14,18 +11,16 @@ import (
 	"path/filepath"
 	"slices"
 	"strings"
-	"syscall"
-	"time"
 
 	"banger/internal/debian"
-	"banger/internal/fault"
+	"banger/internal/depot"
 	"banger/internal/progress"
-	"banger/internal/rootfs"
 )
 
 // Entry is an entry of the catalogue: the recipe of an image.
 type Entry struct {
 	Name        string            `json:"-"`
+	Base        string            `json:"base"` // entry that this one adds to; empty: none
 	Description string            `json:"description"`
 	Suite       string            `json:"suite"`
 	Variant     string            `json:"variant"` // of mmdebstrap
@@ -34,95 +29,59 @@ type Entry struct {
 	Mask        []string          `json:"mask"`    // systemd units that must not start
 	Files       map[string]string `json:"files"`   // content by path
 	Remove      []string          `json:"remove"`  // globs of paths
+	Bundle      *Bundle           `json:"bundle"`  // made elsewhere; then there is no recipe
 }
 
-//go:embed catalog.json
-var catalogJSON []byte
-
-func catalog() (map[string]Entry, error) {
-	var c map[string]Entry
-	if err := json.Unmarshal(catalogJSON, &c); err != nil {
-		return nil, fmt.Errorf("read image catalogue: %w", err)
-	}
-	for name, e := range c {
-		e.Name = name
-		c[name] = e
-	}
-	return c, nil
-}
-
-// Catalog returns what Ensure can make, by name.
-func Catalog() ([]Entry, error) {
-	entries, err := catalog()
-	if err != nil {
-		return nil, err
-	}
-	var out []Entry
-	for _, name := range slices.Sorted(maps.Keys(entries)) {
-		out = append(out, entries[name])
-	}
-	return out, nil
+// onTopOf returns the entry with all that its base has. Suite and variant are the entry's own if it has them.
+func (e Entry) onTopOf(base Entry) Entry {
+	e.Suite, e.Variant = cmp.Or(e.Suite, base.Suite), cmp.Or(e.Variant, base.Variant)
+	e.Packages = slices.Concat(base.Packages, e.Packages)
+	e.Exclude = slices.Concat(base.Exclude, e.Exclude)
+	e.Mask = slices.Concat(base.Mask, e.Mask)
+	e.Remove = slices.Concat(base.Remove, e.Remove)
+	files := maps.Clone(base.Files)
+	maps.Copy(files, e.Files)
+	e.Files = files
+	return e
 }
 
 // buildSpace is what a build needs on the disk, in bytes: the unpacked root (600 MB), apt's downloads and indexes (300 MB),
 // and the image.
 const buildSpace = 1200 << 20
 
-// build makes an image and publishes it. The root filesystem streams from the builder into the image; there is no archive
-// in between.
-func (s *Store) build(ctx context.Context, e Entry, work string, sink progress.Sink) error {
+// build makes an image of the catalogue present.
+func (s *Store) build(ctx context.Context, e Entry, sink progress.Sink) (Image, error) {
+	err := s.depot.Do(ctx, sink, depot.Job{
+		Key:  fileOf(e.Name),
+		Have: func() (bool, error) { return s.present(e.Name), nil },
+		Make: func(ctx context.Context, work string, sink progress.Sink) error {
+			end := sink.Stage("build image " + e.Name)
+			err := s.buildIn(ctx, e, work, sink)
+			end(err)
+			return err
+		},
+	})
+	if err != nil {
+		return Image{}, fmt.Errorf("build image %s: %w", e.Name, err)
+	}
+	return s.byName(e.Name)
+}
+
+func (s *Store) buildIn(ctx context.Context, e Entry, work string, sink progress.Sink) error {
+	about := nameFile{Source: "catalog:" + e.Name}
+	if e.Bundle != nil {
+		return s.unbundle(ctx, work, e, sink)
+	}
 	if err := checkSpace(work, buildSpace); err != nil {
 		return err
 	}
 	scratch := filepath.Join(work, "build")
-	if err := os.Mkdir(scratch, 0o755); err != nil { //nolint:gosec // mmdebstrap's helpers pass through it
+	if err := os.Mkdir(scratch, 0o755); err != nil { // mmdebstrap's helpers pass through it
 		return err
 	}
-	ctx, cancel := context.WithCancelCause(ctx)
-	defer cancel(nil)
-	pr, pw := io.Pipe()
-	built := make(chan error, 1)
-	go func() {
-		err := s.builder.Build(ctx, e, scratch, filepath.Join(s.logs, "image-"+e.Name+".log"), pw, sink)
-		pw.CloseWithError(err) // nil means end of file
-		built <- err
-	}()
-	file := filepath.Join(work, "root.ext4")
-	hasSystemd := false
-	info, err := rootfs.Convert(ctx, pr, file, rootfs.Options{Visit: func(h *tar.Header) {
-		hasSystemd = hasSystemd || isSystemd(h)
+	return s.add(ctx, work, content{name: e.Name, about: about, tar: func(ctx context.Context, w io.Writer) error {
+		return s.builder.Build(ctx, e, scratch, filepath.Join(s.logs, "image-"+e.Name+".log"), w, sink)
 	}})
-	if err != nil {
-		cancel(err)
-	}
-	pr.CloseWithError(io.ErrClosedPipe)
-	// Whichever failed first is the reason; the other only met its end.
-	if berr := <-built; berr != nil && (err == nil || errors.Is(err, berr)) {
-		return berr
-	}
-	if err != nil {
-		return err
-	}
-	return s.publish(ctx, e.Name, file, info.Digest, blobFile{
-		Size: info.Size, Created: time.Now().UTC().Truncate(time.Second), Source: "catalog:" + e.Name, HasSystemd: hasSystemd,
-	})
-}
-
-// isSystemd reports whether an entry is systemd's own binary, where every distribution has it.
-func isSystemd(h *tar.Header) bool {
-	return h.Typeflag == tar.TypeReg && (h.Name == "lib/systemd/systemd" || h.Name == "usr/lib/systemd/systemd")
-}
-
-func checkSpace(dir string, need int64) error {
-	var st syscall.Statfs_t
-	if err := syscall.Statfs(dir, &st); err != nil {
-		return fmt.Errorf("how much space is free: %w", err)
-	}
-	if free := int64(st.Bavail) * st.Bsize; free < need { //nolint:gosec // far from overflowing
-		return fault.New(fault.Exhausted, "building an image needs %d MB of free space, %s has %d MB", need>>20, dir, free>>20).
-			WithHint("free some space and try again")
-	}
-	return nil
 }
 
 // debianBuilder builds entries from the Debian archive.

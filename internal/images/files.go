@@ -14,113 +14,108 @@ import (
 	"time"
 
 	"banger/internal/fault"
+	"banger/internal/oci"
 )
 
-// nameFile is what names/<name>.json holds.
+// nameFile is what names/<name>.json holds. Images that have the same filesystem may differ in all but the digest.
 type nameFile struct {
-	Digest string `json:"digest"`
+	Digest   string      `json:"digest"`
+	Created  time.Time   `json:"created,omitzero"`
+	Source   string      `json:"source,omitempty"` // empty: as the blob says
+	Config   *oci.Config `json:"config,omitempty"` // nil: as the blob says
+	Manifest string      `json:"manifest,omitempty"`
+	Platform string      `json:"platform,omitempty"`
+	Kernel   string      `json:"kernel,omitempty"`
 }
 
 // blobFile is what blobs/sha256/<hex>.json holds.
 type blobFile struct {
-	Size       int64     `json:"size"`
-	Created    time.Time `json:"created"`
-	Source     string    `json:"source"`
-	HasSystemd bool      `json:"has_systemd"`
-	Config     RunConfig `json:"config"`
+	Size       int64           `json:"size"`
+	Created    time.Time       `json:"created"`
+	Source     string          `json:"source"`
+	HasSystemd bool            `json:"has_systemd"`
+	Config     oci.Config      `json:"config"`
+	File       *registeredFile `json:"file,omitempty"` // nil: <hex>.ext4
 }
 
 // publishKey is the key of the lock for what appears and goes. No image can have this name.
 const publishKey = "publish"
 
-func (s *Store) publishing(ctx context.Context, fn func(work string) error) error {
+func (s *shelf) publishing(ctx context.Context, fn func(work string) error) error {
 	return s.depot.Exclusive(ctx, publishKey, nil, fn)
 }
 
-func (s *Store) blobDir() string             { return filepath.Join(s.dir, "blobs", "sha256") }
-func (s *Store) nameDir() string             { return filepath.Join(s.dir, "names") }
-func (s *Store) namePath(name string) string { return filepath.Join(s.nameDir(), name+".json") }
+func (s *shelf) blobDir() string             { return filepath.Join(s.dir, "blobs", "sha256") }
+func (s *shelf) nameDir() string             { return filepath.Join(s.dir, "names") }
+func (s *shelf) namePath(name string) string { return filepath.Join(s.nameDir(), fileOf(name)+".json") }
 func metaPath(blob string) string            { return strings.TrimSuffix(blob, ".ext4") + ".json" }
 
-func (s *Store) blobPath(digest string) (string, error) {
+func (s *shelf) blobPath(digest string) (string, error) {
 	sum, ok := strings.CutPrefix(digest, "sha256:")
 	if raw, err := hex.DecodeString(sum); !ok || err != nil || len(raw) != 32 || sum != strings.ToLower(sum) {
-		return "", fault.New(fault.Invalid, "bad image digest %.100q", digest)
+		return "", fault.New(fault.Invalid, "bad image digest %.100q", digest).WithHint("write all of it: sha256: and 64 characters")
 	}
 	return filepath.Join(s.blobDir(), sum+".ext4"), nil
 }
 
 // publish puts a finished filesystem into the store and points the name at it. In this order: the blob, what is known of
-// it, the name. The file is on stable storage already.
-func (s *Store) publish(ctx context.Context, name, file, digest string, b blobFile) error {
-	to, err := s.blobPath(digest)
+// it, the name. The file is on stable storage already; empty means that it is no file of the store's.
+// What the name pointed at before goes when Recover or Prune finds it unused.
+func (s *shelf) publish(ctx context.Context, name, file string, b blobFile, n nameFile) error {
+	to, err := s.blobPath(n.Digest)
 	if err != nil {
 		return err
 	}
-	return s.publishing(ctx, func(work string) error {
+	err = s.publishing(ctx, func(work string) error {
 		for _, dir := range []string{s.blobDir(), s.nameDir()} {
 			if err := os.MkdirAll(dir, 0o700); err != nil {
 				return err
 			}
 		}
-		if err := os.Rename(file, to); err != nil {
-			return fmt.Errorf("publish image: %w", err)
+		if err := s.publishBlob(work, file, to, b); err != nil {
+			return err
 		}
-		if err := writeJSON(work, metaPath(to), b); err != nil {
-			return fmt.Errorf("publish image: %w", err)
-		}
-		if err := errors.Join(syncDir(s.blobDir()), writeJSON(work, s.namePath(name), nameFile{Digest: digest})); err != nil {
-			return fmt.Errorf("publish image: %w", err)
+		if err := errors.Join(syncDir(s.blobDir()), writeJSON(work, s.namePath(name), n)); err != nil {
+			return err
 		}
 		return syncDir(s.nameDir())
 	})
-}
-
-// collect removes blobs that nobody needs. The publish lock is held. If it can't be told what is needed nothing is removed.
-func (s *Store) collect(ctx context.Context) error {
-	names, err := s.names()
 	if err != nil {
-		return err
+		return fmt.Errorf("publish image: %w", err)
 	}
-	needed := map[string]bool{}
-	for _, name := range names {
-		var n nameFile
-		if err := readJSON(s.namePath(name), &n); err != nil {
-			return fmt.Errorf("read image %s: %w", name, err)
-		}
-		needed[n.Digest] = true
-	}
-	entries, err := os.ReadDir(s.blobDir())
-	if err != nil && !errors.Is(err, fs.ErrNotExist) {
-		return err
-	}
-	var errs []error
-	for _, e := range entries {
-		sum := strings.TrimSuffix(strings.TrimSuffix(e.Name(), ".ext4"), ".json")
-		digest := "sha256:" + sum
-		if needed[digest] {
-			continue
-		}
-		used, err := s.inUse(ctx, digest)
-		if err != nil {
-			return errors.Join(append(errs, fmt.Errorf("is image %s in use: %w", digest, err))...)
-		}
-		if !used {
-			errs = append(errs, os.Remove(filepath.Join(s.blobDir(), e.Name())))
-		}
-	}
-	return errors.Join(errs...)
+	return nil
 }
 
-func (s *Store) names() ([]string, error) {
+// publishBlob puts a filesystem and what is known of it in place, unless the same is there. The publish lock is held.
+func (s *shelf) publishBlob(work, file, to string, b blobFile) error {
+	st, err := os.Stat(to)
+	here := err == nil && st.Size() == b.Size
+	if b.File != nil && here {
+		return nil // a copy of the store's own is better than the user's file
+	}
+	if file != "" && !here {
+		if err := os.Rename(file, to); err != nil {
+			return err
+		}
+	}
+	var old blobFile
+	if here && readJSON(metaPath(to), &old) == nil && old.File == nil && old.Size == b.Size {
+		return nil
+	}
+	return writeJSON(work, metaPath(to), b)
+}
+
+func (s *shelf) names() ([]string, error) {
 	entries, err := os.ReadDir(s.nameDir())
 	if err != nil && !errors.Is(err, fs.ErrNotExist) {
 		return nil, err
 	}
 	var names []string
 	for _, e := range entries {
-		if name, ok := strings.CutSuffix(e.Name(), ".json"); ok {
-			names = append(names, name)
+		if file, ok := strings.CutSuffix(e.Name(), ".json"); ok {
+			if name, ok := nameOf(file); ok {
+				names = append(names, name)
+			}
 		}
 	}
 	return names, nil

@@ -8,6 +8,7 @@ import (
 	"os"
 	"os/exec"
 	"path/filepath"
+	"slices"
 	"strings"
 	"sync"
 	"sync/atomic"
@@ -16,6 +17,7 @@ import (
 
 	"banger/internal/fault"
 	"banger/internal/progress"
+	"banger/internal/store"
 )
 
 // fakeBuilder makes a root filesystem in milliseconds.
@@ -51,23 +53,24 @@ func (f *fakeBuilder) Build(ctx context.Context, e Entry, _, _ string, w io.Writ
 	return tw.Close()
 }
 
+// inUse are the VMs that use images.
 type inUse struct {
-	mu      sync.Mutex
-	digests map[string]bool
-	err     error
+	mu  sync.Mutex
+	vms []store.ImageUser
+	err error
 }
 
-func (u *inUse) ask(_ context.Context, digest string) (bool, error) {
+func (u *inUse) ask(context.Context) ([]store.ImageUser, error) {
 	u.mu.Lock()
 	defer u.mu.Unlock()
-	return u.digests[digest], u.err
+	return slices.Clone(u.vms), u.err
 }
 
 func newStore(t *testing.T, dir string, b Builder, used *inUse) *Store {
 	t.Helper()
 	c := Config{Dir: filepath.Join(dir, "images"), CacheDir: filepath.Join(dir, "cache"), Builder: b}
 	if used != nil {
-		c.InUse = used.ask
+		c.Users = used.ask
 	}
 	return New(c)
 }
@@ -121,16 +124,20 @@ func TestEnsureDecidesFirst(t *testing.T) {
 		kind fault.Kind
 	}{
 		{"nonesuch", fault.NotFound},
-		{"docker.io/library/debian", fault.Unsupported},
-		{"debian:12", fault.Unsupported},
-		{"a@sha256", fault.Unsupported},
+		{"docker.io/library/debian", fault.NotFound},
+		{"debian:12", fault.NotFound},
+		{"oci:/tmp/layout", fault.Invalid},
+		{"a@sha256", fault.Invalid},
+		{"a:b:c", fault.Invalid},
+		{"sha256:12", fault.Invalid},
+		{"sha256:" + strings.Repeat("a", 64), fault.NotFound},
 		{"", fault.Invalid},
 		{"Debian", fault.Invalid},
 		{"..", fault.Invalid},
 		{".work", fault.Invalid},
 		{"-x", fault.Invalid},
-		{"publish", fault.Invalid},
-		{strings.Repeat("a", 64), fault.Invalid},
+		{"../../etc", fault.Invalid},
+		{"repo/" + strings.Repeat("a", 240), fault.Invalid},
 		{"a\x00b", fault.Invalid},
 	}
 	for _, tt := range tests {
@@ -140,7 +147,7 @@ func TestEnsureDecidesFirst(t *testing.T) {
 		if !fault.Is(err, tt.kind) || fault.HintOf(err) == "" {
 			t.Errorf("%q: got %v, hint %q", tt.ref, err, fault.HintOf(err))
 		}
-		if left, _ := os.ReadDir(dir); len(left) != 0 || b.calls.Load() != 0 {
+		if _, err := os.Stat(filepath.Join(dir, "images", "names")); err == nil || b.calls.Load() != 0 {
 			t.Errorf("%q made work", tt.ref)
 		}
 	}
@@ -288,13 +295,26 @@ func TestDamageHeals(t *testing.T) {
 
 func TestDelete(t *testing.T) {
 	t.Parallel()
-	b, used := &fakeBuilder{}, &inUse{digests: map[string]bool{}}
+	b, used := &fakeBuilder{}, &inUse{}
 	s := newStore(t, t.TempDir(), b, used)
 	if err := s.Delete(t.Context(), Default); !fault.Is(err, fault.NotFound) {
 		t.Errorf("nothing there: %v", err)
 	}
 	first := ensure(t, s)
-	used.digests[first.Digest] = true
+	used.vms = []store.ImageUser{{VM: "box", Digest: first.Digest}, {VM: "other", Digest: "sha256:1"}, {VM: "devbox", Digest: first.Digest}}
+	err := s.Delete(t.Context(), Default)
+	if !fault.Is(err, fault.Precondition) || !strings.Contains(err.Error(), "box, devbox") || !strings.Contains(fault.HintOf(err), "banger vm delete box devbox") {
+		t.Errorf("in use: %v, hint %q", err, fault.HintOf(err))
+	}
+	// A VM that is being created may come to use any image, and is known to use the one that it asks for.
+	used.vms = []store.ImageUser{{VM: "new", Image: Default}}
+	if err := s.Delete(t.Context(), Default); !fault.Is(err, fault.Precondition) {
+		t.Errorf("asked for: %v", err)
+	}
+	if !exists(first.RootPath) {
+		t.Fatal("removed although it is in use")
+	}
+	used.vms = []store.ImageUser{{VM: "new", Image: "another"}}
 	if err := s.Delete(t.Context(), Default); err != nil {
 		t.Fatal(err)
 	}
@@ -302,7 +322,7 @@ func TestDelete(t *testing.T) {
 		t.Errorf("after delete: %v", err)
 	}
 	if img, err := s.ByDigest(first.Digest); err != nil || !exists(img.RootPath) {
-		t.Errorf("an image in use is gone: %v", err)
+		t.Errorf("an image that a VM may need is gone: %v", err)
 	}
 	b.content = "a newer one "
 	second := ensure(t, s)
@@ -310,7 +330,7 @@ func TestDelete(t *testing.T) {
 		t.Fatal("test is wrong: same digest")
 	}
 	used.err = errors.New("database is away")
-	delete(used.digests, first.Digest)
+	used.vms = nil
 	if err := s.Recover(t.Context()); !errors.Is(err, used.err) || !exists(first.RootPath) {
 		t.Errorf("removed without knowing: %v", err)
 	}
@@ -363,7 +383,7 @@ func TestCheckSpace(t *testing.T) {
 // TestFinishScript runs the real catalogue's script over a small root, with a control that it stays inside.
 func TestFinishScript(t *testing.T) {
 	t.Parallel()
-	entries, err := catalog()
+	entries, err := parseCatalog(catalogJSON)
 	if err != nil {
 		t.Fatal(err)
 	}

@@ -7,11 +7,9 @@ package initramfs
 
 import (
 	"bytes"
-	"compress/gzip"
 	"context"
 	"crypto/sha256"
 	"encoding/hex"
-	"errors"
 	"fmt"
 	"io"
 	"os"
@@ -19,10 +17,8 @@ import (
 	"path/filepath"
 	"strings"
 
-	"github.com/klauspost/compress/zstd"
-
 	"banger/internal/fault"
-	"banger/internal/hostexec"
+	"banger/internal/kmod"
 )
 
 // Paths in the guest.
@@ -31,16 +27,13 @@ const (
 	modulesDir = "banger/modules"
 )
 
-// maxModule bounds an unpacked module, in bytes.
-const maxModule = 64 << 20
-
 // layout is the version of what Build writes; it is part of every key.
 const layout = "1"
 
 // Spec says what goes into an initramfs.
 type Spec struct {
 	AgentPath  string   // static executable on the host
-	ModulesDir string   // as /lib/modules/<release>, with depmod's files; its last element names the kernel in errors
+	ModulesDir string   // as /lib/modules/<release>, with depmod's files; its last element names the kernel in errors; empty: none
 	Modules    []string // names of modules to load; those built into the kernel are skipped
 }
 
@@ -56,9 +49,12 @@ func Key(kernelDigest, agentDigest string, modules []string) string {
 // Build writes the archive, uncompressed: unpacking costs a guest without hardware virtualization more than reading. The
 // same input makes the same bytes.
 func Build(ctx context.Context, w io.Writer, spec Spec) error {
-	files, err := Resolve(spec.ModulesDir, spec.Modules)
-	if err != nil {
-		return err
+	var files []string
+	if spec.ModulesDir != "" {
+		var err error
+		if files, err = Resolve(spec.ModulesDir, spec.Modules); err != nil {
+			return err
+		}
 	}
 	a := &archive{w: w}
 	// The kernel opens /dev/console for init before anything is mounted. Errors stick to the archive.
@@ -71,11 +67,14 @@ func Build(ctx context.Context, w io.Writer, spec Spec) error {
 	}
 	var list strings.Builder
 	for _, file := range files {
-		content, err := readModule(ctx, filepath.Join(spec.ModulesDir, file))
+		if ctx.Err() != nil {
+			return context.Cause(ctx)
+		}
+		content, err := kmod.Read(filepath.Join(spec.ModulesDir, file)) // unpacked: the guest's loader may take no packed ones
 		if err != nil {
 			return fmt.Errorf("read module %s: %w", file, err)
 		}
-		name := path.Join(modulesDir, canonical(file)+".ko")
+		name := path.Join(modulesDir, kmod.Canonical(file)+".ko")
 		_ = a.file(name, 0o644, content)
 		list.WriteString("/" + name + "\n")
 	}
@@ -98,43 +97,4 @@ func addAgent(a *archive, agentPath string) error {
 		return fault.New(fault.Invalid, "the guest agent %s is not an executable", agentPath)
 	}
 	return a.stream("init", 0o755, info.Size(), io.MultiReader(bytes.NewReader(magic[:]), f))
-}
-
-// readModule returns a module's content, unpacked: the guest's loader takes no compressed modules.
-func readModule(ctx context.Context, file string) ([]byte, error) {
-	raw, err := os.ReadFile(file)
-	if err != nil {
-		return nil, err
-	}
-	var r io.Reader
-	switch filepath.Ext(file) {
-	case ".gz":
-		if r, err = gzip.NewReader(bytes.NewReader(raw)); err != nil {
-			return nil, err
-		}
-	case ".zst":
-		d, err := zstd.NewReader(bytes.NewReader(raw), zstd.WithDecoderMaxMemory(maxModule), zstd.WithDecoderConcurrency(1))
-		if err != nil {
-			return nil, err
-		}
-		defer d.Close()
-		r = d
-	case ".xz":
-		xz, err := hostexec.Look("xz", "xz-utils")
-		if err != nil {
-			return nil, err
-		}
-		out, err := hostexec.Output(ctx, hostexec.Cmd{Path: xz, Args: []string{"-dc"}, Stdin: bytes.NewReader(raw)})
-		if err != nil {
-			return nil, err
-		}
-		r = bytes.NewReader(out)
-	default:
-		return raw, nil
-	}
-	content, err := io.ReadAll(io.LimitReader(r, maxModule+1))
-	if err == nil && len(content) > maxModule {
-		err = errors.New("absurd size")
-	}
-	return content, err
 }

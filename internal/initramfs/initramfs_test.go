@@ -16,7 +16,7 @@ import (
 	"github.com/klauspost/compress/zstd"
 
 	"banger/internal/fault"
-	"banger/internal/hostexec"
+	"banger/internal/kmod"
 )
 
 const depText = `kernel/drivers/virtio/virtio.ko: kernel/drivers/virtio/virtio_ring.ko
@@ -87,7 +87,7 @@ func TestResolve(t *testing.T) {
 			t.Errorf("%s: %v", tt.names, err)
 		}
 		for i := range files {
-			files[i] = canonical(files[i])
+			files[i] = kmod.Canonical(files[i])
 		}
 		if got := strings.Join(files, " "); got != tt.want {
 			t.Errorf("%s: got %s, want %s", tt.names, got, tt.want)
@@ -249,25 +249,6 @@ func (f *full) Write(p []byte) (int, error) {
 		return 0, errFull
 	}
 	return len(p), nil
-}
-
-func TestReadModuleXZ(t *testing.T) {
-	t.Parallel()
-	xz, err := hostexec.Look("xz", "xz-utils")
-	if err != nil {
-		t.Skip(err)
-	}
-	packed, err := hostexec.Output(t.Context(), hostexec.Cmd{Path: xz, Args: []string{"-c"}, Stdin: strings.NewReader("content")})
-	if err != nil {
-		t.Fatal(err)
-	}
-	file := filepath.Join(t.TempDir(), "m.ko.xz")
-	if err := os.WriteFile(file, packed, 0o600); err != nil {
-		t.Fatal(err)
-	}
-	if got, err := readModule(t.Context(), file); err != nil || string(got) != "content" {
-		t.Errorf("got %q, %v", got, err)
-	}
 }
 
 func TestKey(t *testing.T) {

@@ -7,12 +7,12 @@ import (
 	"io"
 	"io/fs"
 	"os"
-	"path"
 	"path/filepath"
 	"slices"
 	"strings"
 
 	"banger/internal/fault"
+	"banger/internal/kmod"
 )
 
 // maxLine bounds a line of depmod's files, in bytes.
@@ -29,16 +29,6 @@ type index struct {
 type entry struct {
 	path string   // relative to the modules directory
 	deps []string // canonical names of modules needed, in the order to load them
-}
-
-// canonical returns a module's name from its name or path: the file's base without suffixes, with - and _ made equal, as
-// the kernel does.
-func canonical(name string) string {
-	name = path.Base(name)
-	for _, suffix := range []string{".gz", ".xz", ".zst", ".ko"} {
-		name = strings.TrimSuffix(name, suffix)
-	}
-	return strings.ReplaceAll(name, "-", "_")
 }
 
 // readIndex reads depmod's files in dir. modules.dep must be there.
@@ -98,12 +88,12 @@ func parseDep(r io.Reader) (map[string]entry, error) {
 		}
 		e := entry{path: file}
 		for _, dep := range slices.Backward(strings.Fields(rest)) {
-			e.deps = append(e.deps, canonical(dep))
+			e.deps = append(e.deps, kmod.Canonical(dep))
 		}
-		if !filepath.IsLocal(file) || canonical(file) == "." {
+		if !filepath.IsLocal(file) || kmod.Canonical(file) == "." {
 			return fmt.Errorf("bad path %.100q", file)
 		}
-		out[canonical(file)] = e
+		out[kmod.Canonical(file)] = e
 		return nil
 	})
 	return out, err
@@ -111,7 +101,7 @@ func parseDep(r io.Reader) (map[string]entry, error) {
 
 func parseBuiltin(r io.Reader) (map[string]bool, error) {
 	out := map[string]bool{}
-	err := lines(r, func(line string) error { out[canonical(line)] = true; return nil })
+	err := lines(r, func(line string) error { out[kmod.Canonical(line)] = true; return nil })
 	return out, err
 }
 
@@ -129,8 +119,8 @@ func parseSoftdep(r io.Reader) (map[string][]string, error) {
 			case strings.HasSuffix(w, ":"):
 				pre = w == "pre:"
 			case pre:
-				name := canonical(words[1])
-				out[name] = append(out[name], canonical(w))
+				name := kmod.Canonical(words[1])
+				out[name] = append(out[name], kmod.Canonical(w))
 			}
 		}
 		return nil
@@ -170,7 +160,7 @@ func (x *index) resolve(names []string) ([]string, error) {
 		return nil
 	}
 	for _, name := range names {
-		if err := visit(canonical(name), "", true); err != nil {
+		if err := visit(kmod.Canonical(name), "", true); err != nil {
 			return nil, err
 		}
 	}
@@ -185,4 +175,18 @@ func Resolve(modulesDir string, modules []string) ([]string, error) {
 		return nil, fmt.Errorf("resolve modules: %w", err)
 	}
 	return x.resolve(modules)
+}
+
+// Have returns the canonical names of the modules that a directory as in Spec has as files, and of those that are built
+// into its kernel.
+func Have(modulesDir string) (loadable, builtin map[string]bool, err error) {
+	x, err := readIndex(modulesDir)
+	if err != nil {
+		return nil, nil, fmt.Errorf("list modules: %w", err)
+	}
+	loadable = make(map[string]bool, len(x.loads))
+	for name := range x.loads {
+		loadable[name] = true
+	}
+	return loadable, x.builtin, nil
 }

@@ -14,9 +14,11 @@ import (
 	"context"
 	"database/sql"
 	"fmt"
+	"strings"
 	"sync"
 	"time"
 
+	"banger/internal/fault"
 	"banger/internal/microvm"
 )
 
@@ -55,6 +57,8 @@ const (
 	pruneEvery = 1000
 	// pageSize is how many events are read at once.
 	pageSize = 500
+	// maxNamed is how many VMs an error names that tells of an ambiguous id.
+	maxNamed = 5
 )
 
 // Journal reads and writes the table of events.
@@ -107,13 +111,18 @@ func (j *Journal) next() <-chan struct{} {
 // Query says which events are asked for.
 type Query struct {
 	After  int64  // only those with a greater sequence number
-	VM     string // only those of the VMs with this name or id; empty: of all
+	VM     string // only those of the VMs with this name or id, or the beginning of the id of one; empty: of all
 	Follow bool   // go on with what comes
 }
 
 // Each calls fn for each event in order. With Follow it returns only when the context ends, with its cause, or fn fails,
-// with fn's error.
+// with fn's error. The beginning of several ids is fault.Invalid; what means no VM may be the name of one to come.
 func (j *Journal) Each(ctx context.Context, q Query, fn func(Event) error) error {
+	vm, err := j.resolve(ctx, q.VM)
+	if err != nil {
+		return err
+	}
+	q.VM = vm
 	for {
 		added := j.next() // before the reading, so that nothing is missed between the two
 		page, err := j.page(ctx, q)
@@ -138,6 +147,45 @@ func (j *Journal) Each(ctx context.Context, q Query, fn func(Event) error) error
 			return context.Cause(ctx)
 		}
 	}
+}
+
+// resolve returns the whole id for the beginning of one, and any other reference as it is. VMs that are gone count as long
+// as the journal knows them.
+func (j *Journal) resolve(ctx context.Context, ref string) (string, error) {
+	if ref == "" {
+		return "", nil
+	}
+	rows, err := j.db.QueryContext(ctx,
+		`SELECT vm_id, max(vm_name), max(vm_id = ?1 OR vm_name = ?1) AS exact FROM events
+		 WHERE substr(vm_id, 1, length(?1)) = ?1 OR vm_name = ?1 GROUP BY vm_id ORDER BY exact DESC, vm_id LIMIT ?2`,
+		ref, maxNamed)
+	if err != nil {
+		return "", readError(ctx, err)
+	}
+	defer rows.Close() //nolint:errcheck // rows.Err tells
+	var ids, found []string
+	for rows.Next() {
+		var id, name string
+		var exact bool
+		if err := rows.Scan(&id, &name, &exact); err != nil {
+			return "", readError(ctx, err)
+		}
+		if exact {
+			return ref, nil
+		}
+		ids, found = append(ids, id), append(found, id+" ("+name+")")
+	}
+	if err := rows.Err(); err != nil {
+		return "", readError(ctx, err)
+	}
+	switch len(ids) {
+	case 0:
+		return ref, nil
+	case 1:
+		return ids[0], nil
+	}
+	return "", fault.New(fault.Invalid, "%q is the beginning of more than one id: %s", ref, strings.Join(found, ", ")).
+		WithHint("write more of the id, or the name")
 }
 
 // page reads the next events, at most pageSize.

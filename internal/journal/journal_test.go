@@ -8,12 +8,14 @@ import (
 	"path/filepath"
 	"slices"
 	"strconv"
+	"strings"
 	"sync"
 	"testing"
 	"time"
 
 	_ "modernc.org/sqlite" // the driver
 
+	"banger/internal/fault"
 	"banger/internal/journal"
 	"banger/internal/microvm"
 )
@@ -81,26 +83,32 @@ func (b *bed) read(q journal.Query) (numbers []int64) {
 func TestQueries(t *testing.T) {
 	t.Parallel()
 	b := newBed(t)
-	for _, name := range []string{"a", "b", "a", "c"} {
+	for _, name := range []string{"a", "b", "a", "c", "alpha", "id-alpha", "beta"} {
 		b.write(1, name)
 	}
 	for name, c := range map[string]struct {
 		q    journal.Query
 		want []int64
 	}{
-		"all":             {journal.Query{}, []int64{1, 2, 3, 4}},
-		"after":           {journal.Query{After: 2}, []int64{3, 4}},
-		"after the last":  {journal.Query{After: 4}, nil},
+		"all":             {journal.Query{}, []int64{1, 2, 3, 4, 5, 6, 7}},
+		"after":           {journal.Query{After: 5}, []int64{6, 7}},
+		"after the last":  {journal.Query{After: 7}, nil},
 		"after what is":   {journal.Query{After: 99}, nil},
 		"name":            {journal.Query{VM: "a"}, []int64{1, 3}},
 		"id":              {journal.Query{VM: "id-b"}, []int64{2}},
 		"name and after":  {journal.Query{VM: "a", After: 1}, []int64{3}},
-		"no such VM":      {journal.Query{VM: "id"}, nil},
+		"beginning of id": {journal.Query{VM: "id-be"}, []int64{7}},
+		"name and id":     {journal.Query{VM: "id-alpha"}, []int64{5, 6}}, // as a name and as an id, not as a beginning
+		"no such VM":      {journal.Query{VM: "id-x"}, nil},
 		"not a statement": {journal.Query{VM: "' OR 1=1 --"}, nil},
 	} {
 		if got := b.read(c.q); !slices.Equal(got, c.want) {
 			t.Errorf("%s: %v, want %v", name, got, c.want)
 		}
+	}
+	err := b.Each(t.Context(), journal.Query{VM: "id-"}, func(journal.Event) error { return errors.New("an event") })
+	if !fault.Is(err, fault.Invalid) || !strings.Contains(err.Error(), "id-a (a), id-alpha (alpha)") || fault.HintOf(err) == "" {
+		t.Errorf("the beginning of several ids: %v", err)
 	}
 	stop := errors.New("enough")
 	if err := b.Each(t.Context(), journal.Query{Follow: true}, func(journal.Event) error { return stop }); !errors.Is(err, stop) {

@@ -39,7 +39,11 @@ func (s *Store) Initramfs(ctx context.Context, k Kernel, agentPath string) (stri
 		Have: func() (bool, error) { return fresh(path), nil },
 		Make: func(ctx context.Context, work string, _ progress.Sink) error {
 			tmp := filepath.Join(work, "initramfs.cpio")
-			spec := initramfs.Spec{AgentPath: agentPath, ModulesDir: filepath.Join(k.dir, bootDir, k.Release), Modules: bootModules()}
+			wanted, err := wantedModules(k.bootModules())
+			if err != nil {
+				return err
+			}
+			spec := initramfs.Spec{AgentPath: agentPath, ModulesDir: k.bootModules(), Modules: wanted}
 			if err := writeArchive(ctx, tmp, spec); err != nil {
 				return err
 			}

@@ -1,17 +1,16 @@
-// Package kernels is the store of guest kernels: it makes those of its catalogue when they are first asked for, and the
-// initramfs that boots a kernel with an agent.
+// Package kernels is the store of guest kernels: it makes those of its catalogue when they are first asked for, imports
+// others from files, and makes the initramfs that boots a kernel with an agent. It knows what a kernel lacks for a backend.
 //
 // It owns the directory given to New: one directory per kernel, which appears by a rename when it is whole and never
 // changes afterwards; and below the cache directory the initramfs archives, which may be deleted at any time. It doesn't own
 // which VM uses which kernel.
 //
-// Locks: memo.mu guards the remembered agent digests and is not held over I/O. Making is serialised per kernel by package
+// Locks: memo.mu guards the remembered agent digests, inspections.mu the remembered facts; neither is held over I/O. Making is serialised per kernel by package
 // depot, between processes too. Goroutines: only those of depot, which end with their callers.
 package kernels
 
 import (
 	"context"
-	_ "embed"
 	"encoding/json"
 	"errors"
 	"fmt"
@@ -23,6 +22,7 @@ import (
 	"runtime"
 	"slices"
 	"strings"
+	"sync"
 	"time"
 
 	"banger/internal/depot"
@@ -60,11 +60,12 @@ type Kernel struct {
 	Name         string
 	Release      string    // as uname -r says
 	Digest       string    // "sha256:...", of the kernel and its modules together
-	ImagePath    string    // bzImage
+	ImagePath    string    // bzImage; empty: there is only the unpacked kernel
 	ELFPath      string    // the same kernel unpacked, which boots by PVH without unpacking itself; empty if not to be had
-	ConfigPath   string    // its build configuration
-	ModulesImage string    // read-only ext4 image of /lib/modules/<release>; its root holds modules.dep
-	Package      string    // the package it comes from
+	ConfigPath   string    // its build configuration; empty if not to be had
+	ModulesImage string    // read-only ext4 image of /lib/modules/<release>; its root holds modules.dep; empty: no modules
+	Source       string    // where it comes from
+	Package      string    // the package it comes from; may be empty
 	Version      string    // and its version
 	Created      time.Time //
 	dir          string
@@ -83,25 +84,6 @@ type manifest struct {
 	Created time.Time         `json:"created"`
 }
 
-// recipe is an entry of the catalogue.
-type recipe struct {
-	Description string `json:"description"`
-	Arch        string `json:"arch"`
-	Suite       string `json:"suite"`
-	Package     string `json:"package"` // a metapackage that depends on the newest kernel package
-}
-
-//go:embed catalog.json
-var catalogJSON []byte
-
-func catalog() (map[string]recipe, error) {
-	var c map[string]recipe
-	if err := json.Unmarshal(catalogJSON, &c); err != nil {
-		return nil, fmt.Errorf("read kernel catalogue: %w", err)
-	}
-	return c, nil
-}
-
 // Source gets the files of a kernel.
 type Source interface {
 	// Fetch downloads the newest kernel that a metapackage stands for and unpacks it to the directory root: /boot/vmlinuz-*,
@@ -116,18 +98,31 @@ type Fetched struct{ Source, Package, Version string }
 type Config struct {
 	Dir      string // where kernels are kept; made if missing
 	CacheDir string // where archives are kept that can be made again
+	Catalog  string // a file with further entries of the catalogue; empty: none
 	Source   Source // nil: the Debian archive
-	Log      *slog.Logger
+	// Users returns who uses the kernel of this name, for people; nil: nobody does. A user must count before it looks for its kernel.
+	Users func(ctx context.Context, name string) ([]string, error)
+	Log   *slog.Logger
 }
 
 // Store keeps kernels.
 type Store struct {
 	dir, cache string
+	downloads  string
+	catalogue  string
 	source     Source
+	users      func(ctx context.Context, name string) ([]string, error)
 	log        *slog.Logger
 	kernels    *depot.Depot
 	archives   *depot.Depot
 	agents     memo
+	inspected  inspections
+}
+
+// inspections are the facts that are known already.
+type inspections struct {
+	mu    sync.Mutex
+	known map[string]Facts
 }
 
 // New returns a store. It does no I/O.
@@ -138,9 +133,13 @@ func New(c Config) *Store {
 	if c.Source == nil {
 		c.Source = debianSource{}
 	}
+	if c.Users == nil {
+		c.Users = func(context.Context, string) ([]string, error) { return nil, nil }
+	}
 	cache := filepath.Join(c.CacheDir, "initramfs")
 	return &Store{
-		dir: c.Dir, cache: cache, source: c.Source, log: c.Log,
+		dir: c.Dir, cache: cache, downloads: filepath.Join(c.CacheDir, "downloads"), catalogue: c.Catalog,
+		source: c.Source, users: c.Users, log: c.Log, inspected: inspections{known: map[string]Facts{}},
 		kernels: depot.New(c.Dir, c.Log), archives: depot.New(cache, c.Log),
 	}
 }
@@ -152,12 +151,19 @@ func (s *Store) Ensure(ctx context.Context, name string, sink progress.Sink) (Ke
 	if !fault.Is(err, fault.NotFound) {
 		return k, err
 	}
-	entries, cerr := catalog()
+	entries, cerr := s.readCatalog()
 	if cerr != nil {
 		return Kernel{}, cerr
 	}
 	r, ok := entries[name]
 	if !ok {
+		// A deletion that finds the kernel in use puts it back.
+		if err := s.kernels.Settled(ctx, name); err != nil {
+			return Kernel{}, err
+		}
+		if k, err := s.Get(name); !fault.Is(err, fault.NotFound) {
+			return k, err
+		}
 		return Kernel{}, fault.New(fault.NotFound, "no kernel %q", name).
 			WithHint("the catalogue has: %s", strings.Join(slices.Sorted(maps.Keys(entries)), ", "))
 	}
@@ -211,15 +217,17 @@ func (s *Store) Get(name string) (Kernel, error) {
 			return Kernel{}, fault.New(fault.NotFound, "kernel %q lacks its file %s", name, file)
 		}
 	}
-	k := Kernel{
-		Name: name, Release: m.Release, Digest: m.Digest, Package: m.Package, Version: m.Version, Created: m.Created, dir: dir,
-		ImagePath: filepath.Join(dir, imageFile), ConfigPath: filepath.Join(dir, configFile),
-		ModulesImage: filepath.Join(dir, modulesImage),
+	path := func(file string) string {
+		if m.Files[file] == "" {
+			return ""
+		}
+		return filepath.Join(dir, file)
 	}
-	if m.Files[elfFile] != "" {
-		k.ELFPath = filepath.Join(dir, elfFile)
-	}
-	return k, nil
+	return Kernel{
+		Name: name, Release: m.Release, Digest: m.Digest, Source: m.Source, Package: m.Package, Version: m.Version,
+		Created: m.Created, dir: dir, ImagePath: path(imageFile), ELFPath: path(elfFile), ConfigPath: path(configFile),
+		ModulesImage: path(modulesImage),
+	}, nil
 }
 
 // List returns the kernels that are there, by name. One that is damaged is left out.
@@ -237,34 +245,30 @@ func (s *Store) List() ([]Kernel, error) {
 	return out, nil
 }
 
-// Available is an entry of the catalogue.
-type Available struct{ Name, Description string }
-
-// Catalog returns what Ensure can make, by name.
-func Catalog() ([]Available, error) {
-	entries, err := catalog()
-	if err != nil {
-		return nil, err
-	}
-	var out []Available
-	for _, name := range slices.Sorted(maps.Keys(entries)) {
-		out = append(out, Available{Name: name, Description: entries[name].Description})
-	}
-	return out, nil
-}
-
-// Delete removes a kernel; one that isn't there is fault.NotFound. Running guests don't need its files any more, except for
-// the modules image.
+// Delete removes a kernel; one that isn't there is fault.NotFound, one that is in use fault.Precondition, naming its users.
+// Running guests don't need its files any more, except for the modules image.
 func (s *Store) Delete(ctx context.Context, name string) error {
 	if err := validateName(name); err != nil {
 		return err
 	}
+	dir := filepath.Join(s.dir, name)
 	err := s.kernels.Exclusive(ctx, name, nil, func(work string) error {
-		err := os.Rename(filepath.Join(s.dir, name), filepath.Join(work, "old")) // work is removed afterwards
-		if errors.Is(err, fs.ErrNotExist) {
-			return fault.New(fault.NotFound, "no kernel %q here", name)
+		if err := s.checkUnused(ctx, name); err != nil {
+			return err
 		}
-		return err
+		aside := filepath.Join(work, "old") // work is removed afterwards
+		err := os.Rename(dir, aside)
+		if errors.Is(err, fs.ErrNotExist) {
+			return fault.New(fault.NotFound, "no kernel %q here", name).WithHint("see which there are: banger kernel list")
+		}
+		if err != nil {
+			return err
+		}
+		// Whoever has come to use it in between has said so before looking for it.
+		if err := s.checkUnused(context.WithoutCancel(ctx), name); err != nil {
+			return errors.Join(err, os.Rename(aside, dir))
+		}
+		return nil
 	})
 	if err != nil {
 		return fmt.Errorf("delete kernel %s: %w", name, err)
@@ -272,17 +276,32 @@ func (s *Store) Delete(ctx context.Context, name string) error {
 	return nil
 }
 
+func (s *Store) checkUnused(ctx context.Context, name string) error {
+	users, err := s.users(ctx, name)
+	if err != nil {
+		return err
+	}
+	if len(users) > 0 {
+		return fault.New(fault.Precondition, "it is in use by %s", strings.Join(users, ", ")).
+			WithHint("delete them first: banger vm delete <vm>, banger image delete <image>")
+	}
+	return nil
+}
+
+// Users returns who uses a kernel, for people: "VM devbox".
+func (s *Store) Users(ctx context.Context, name string) ([]string, error) { return s.users(ctx, name) }
+
 // Recover removes what killed processes left behind, and archives that have not been made or used for a month.
 func (s *Store) Recover(ctx context.Context) error {
 	return errors.Join(s.kernels.Sweep(ctx), s.archives.Sweep(ctx), s.expireArchives())
 }
 
 func validateName(name string) error {
-	bad := len(name) < 1 || len(name) > 63 || name[0] == '.' || name[0] == '-' ||
+	bad := len(name) < 1 || len(name) > 63 || strings.ContainsAny(name[:1]+name[len(name)-1:], ".-") ||
 		strings.ContainsFunc(name, func(r rune) bool { return (r < 'a' || r > 'z') && (r < '0' || r > '9') && r != '-' && r != '.' })
 	if bad {
 		return fault.New(fault.Invalid, "bad kernel name %.80q", name).
-			WithHint("use 1 to 63 characters of a-z, 0-9, - and ., beginning with a letter or digit")
+			WithHint("use 1 to 63 characters of a-z, 0-9, - and ., with a letter or digit at both ends")
 	}
 	return nil
 }

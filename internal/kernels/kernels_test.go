@@ -2,7 +2,6 @@ package kernels
 
 import (
 	"bytes"
-	"compress/gzip"
 	"context"
 	"encoding/binary"
 	"errors"
@@ -22,12 +21,27 @@ import (
 
 const release = "6.1.0-1-test"
 
+// testConfig is of a kernel that has all it needs on QEMU.
+const testConfig = `CONFIG_PVH=y
+CONFIG_BLK_DEV_INITRD=y
+CONFIG_DEVTMPFS=y
+CONFIG_TMPFS=y
+CONFIG_EXT4_FS=y
+CONFIG_OVERLAY_FS=m
+CONFIG_VIRTIO_MMIO=m
+CONFIG_VIRTIO_BLK=m
+CONFIG_VIRTIO_CONSOLE=m
+CONFIG_ACPI=y
+`
+
 // bzImage makes a kernel image around a payload.
 func bzImage(payload []byte) []byte {
 	image := make([]byte, 0x400)
 	image[0x1f1] = 1
 	copy(image[0x202:], "HdrS")
 	binary.LittleEndian.PutUint16(image[0x206:], 0x20f)
+	binary.LittleEndian.PutUint16(image[0x20e:], 0x100)
+	copy(image[0x300:], release+" (builder@host) #1\x00")
 	binary.LittleEndian.PutUint32(image[0x248:], 16)
 	binary.LittleEndian.PutUint32(image[0x24c:], uint32(len(payload)))
 	return append(append(append(image, make([]byte, 16)...), payload...), "trailing"...)
@@ -63,7 +77,7 @@ func (f *fakeSource) Fetch(ctx context.Context, _, _, _, root string, sink progr
 	z, _ := zstd.NewWriter(nil)
 	files := map[string]string{
 		filepath.Join(root, "boot/vmlinuz-"+release): string(bzImage(sized(z.EncodeAll(kernel, nil), len(kernel)))),
-		filepath.Join(root, "boot/config-"+release):  "CONFIG_PVH=y\n",
+		filepath.Join(root, "boot/config-"+release):  testConfig,
 		filepath.Join(modules, "modules.builtin"):    "kernel/fs/ext4/ext4.ko\n",
 	}
 	var dep strings.Builder
@@ -178,9 +192,23 @@ func TestEnsureHealsAndCleansUp(t *testing.T) {
 func TestEnsureNeedsItsModules(t *testing.T) {
 	t.Parallel()
 	s := newStore(t, t.TempDir(), &fakeSource{left: "virtio_blk"})
-	_, err := s.Ensure(t.Context(), Default, nil)
-	if !fault.Is(err, fault.Unsupported) || !strings.Contains(err.Error(), "virtio_blk") || !strings.Contains(err.Error(), release) {
+	k, err := s.Ensure(t.Context(), Default, nil)
+	if err != nil {
+		t.Fatal(err)
+	}
+	_, err = s.BootPath(k, "qemu")
+	if !fault.Is(err, fault.Unsupported) || !strings.Contains(err.Error(), "no virtio-blk (CONFIG_VIRTIO_BLK)") {
 		t.Errorf("got %v", err)
+	}
+	s = newStore(t, t.TempDir(), &fakeSource{}) // the control
+	if k, err = s.Ensure(t.Context(), Default, nil); err != nil {
+		t.Fatal(err)
+	}
+	if path, err := s.BootPath(k, "qemu"); err != nil || path != k.ImagePath {
+		t.Errorf("%q, %v: without a PVH entry it is the bzImage", path, err)
+	}
+	if path, err := s.BootPath(k, "another"); err != nil || path == "" {
+		t.Errorf("%q, %v", path, err)
 	}
 }
 
@@ -278,85 +306,4 @@ func TestDelete(t *testing.T) {
 	if _, err := s.Get(Default); !fault.Is(err, fault.NotFound) {
 		t.Errorf("after delete: %v", err)
 	}
-}
-
-func TestPayload(t *testing.T) {
-	t.Parallel()
-	kernel := append([]byte("\x7fELF"), bytes.Repeat([]byte("kernel code "), 1000)...)
-	z, _ := zstd.NewWriter(nil)
-	var gz bytes.Buffer
-	w := gzip.NewWriter(&gz)
-	_, _ = w.Write(kernel)
-	_ = w.Close()
-	for name, packed := range map[string][]byte{
-		"plain": kernel, "zstd": sized(z.EncodeAll(kernel, nil), len(kernel)), "gzip": gz.Bytes(),
-		"lz4": sized(lz4Literal(kernel), len(kernel)),
-	} {
-		if got, err := payload(bzImage(packed)); err != nil || !bytes.Equal(got, kernel) {
-			t.Errorf("%s: %d bytes, %v", name, len(got), err)
-		}
-	}
-	good := bzImage(kernel)
-	for name, bad := range map[string][]byte{
-		"empty": nil, "no magic": make([]byte, 0x400), "cut": good[:0x420], "unknown": bzImage([]byte("BZh91AY&SY")),
-		"not ELF": bzImage(sized(z.EncodeAll([]byte("text"), nil), 4)), "huge": bzImage(sized(lz4Literal(kernel), 1<<31)),
-	} {
-		if _, err := payload(bad); err == nil {
-			t.Errorf("%s: accepted", name)
-		}
-	}
-}
-
-// lz4Literal packs data as one sequence without a match.
-func lz4Literal(data []byte) []byte {
-	block := []byte{0xf0}
-	n := len(data) - 15
-	for ; n >= 255; n -= 255 {
-		block = append(block, 255)
-	}
-	block = append(append(block, byte(n)), data...)
-	return append(binary.LittleEndian.AppendUint32(bytes.Clone(lz4Magic), uint32(len(block))), block...)
-}
-
-func TestLZ4(t *testing.T) {
-	t.Parallel()
-	frame := func(block string) []byte {
-		return append(binary.LittleEndian.AppendUint32(bytes.Clone(lz4Magic), uint32(len(block))), block...)
-	}
-	// "ab", then 4+2 bytes from 2 back, then the literal "!".
-	got, err := unpackLZ4(frame("\x22ab\x02\x00\x10!"), 9)
-	if err != nil || string(got) != "abababab!" {
-		t.Errorf("got %q, %v", got, err)
-	}
-	for name, bad := range map[string]string{
-		"far match": "\x22ab\x03\x00\x10!", "zero offset": "\x22ab\x00\x00\x10!", "long literals": "\x92ab", "no end": "\x22ab\x02\x00",
-		"long match": "\x2fab\x02\x00\xff\xff\x00\x10!", "cut length": "\xf0\xff", "cut offset": "\x22ab\x02",
-	} {
-		if got, err := unpackLZ4(frame(bad), 9); err == nil {
-			t.Errorf("%s: accepted as %q", name, got)
-		}
-	}
-}
-
-func FuzzPayload(f *testing.F) {
-	kernel := append([]byte("\x7fELF"), bytes.Repeat([]byte("kernel code "), 10)...)
-	f.Add(bzImage(kernel))
-	f.Add(bzImage(sized(lz4Literal(kernel), len(kernel))))
-	f.Fuzz(func(t *testing.T, data []byte) {
-		if got, err := payload(data); err == nil && !bytes.HasPrefix(got, []byte("\x7fELF")) {
-			t.Error("not an ELF file")
-		}
-	})
-}
-
-func FuzzLZ4(f *testing.F) {
-	f.Add([]byte("\x22ab\x02\x00\x10!"), 9)
-	f.Fuzz(func(t *testing.T, block []byte, size int) {
-		if size < 0 || size > 1<<20 {
-			return
-		}
-		if out, err := unpackLZ4Block(nil, block, size); err == nil && len(out) > size {
-			t.Errorf("%d bytes where %d were allowed", len(out), size)
-		}
-	})
 }

@@ -19,72 +19,200 @@ import (
 
 	"banger/internal/fault"
 	"banger/internal/initramfs"
+	"banger/internal/kernelimage"
+	"banger/internal/kmod"
 	"banger/internal/progress"
 	"banger/internal/rootfs"
 )
 
-// make builds a kernel's directory in work and publishes it by a rename.
+// make builds a kernel of the catalogue in work and publishes it by a rename.
 func (s *Store) make(ctx context.Context, name string, r recipe, work string, sink progress.Sink) error {
-	root, out := filepath.Join(work, "root"), filepath.Join(work, "out")
-	for _, dir := range []string{out, filepath.Join(work, "fetch")} {
-		if err := os.Mkdir(dir, 0o755); err != nil { //nolint:gosec // nothing secret
-			return err
-		}
-	}
-	fetched, err := s.source.Fetch(ctx, r.Suite, r.Package, filepath.Join(work, "fetch"), root, sink)
+	fetched, fetch := Fetched{}, filepath.Join(work, "fetch")
+	t, err := newTree(filepath.Join(work, "tree"))
 	if err != nil {
 		return err
+	}
+	defer t.root.Close()                           //nolint:errcheck // a directory
+	if err := os.Mkdir(fetch, 0o755); err != nil { // nothing secret
+		return err
+	}
+	if r.URL != "" {
+		file, err := s.download(ctx, r, sink)
+		if err == nil {
+			err = t.add(ctx, file)
+		}
+		if err != nil {
+			return err
+		}
+		fetched = Fetched{Source: r.URL, Package: strings.Join(t.names, " "), Version: t.version}
+	} else {
+		root := filepath.Join(work, "root")
+		if fetched, err = s.source.Fetch(ctx, r.Suite, r.Package, fetch, root, sink); err != nil {
+			return err
+		}
+		if err := t.add(ctx, root); err != nil {
+			return err
+		}
 	}
 	m := manifest{
 		Format: format, Name: name, Files: map[string]string{}, Created: time.Now().UTC().Truncate(time.Second),
 		Source: fetched.Source, Package: fetched.Package, Version: fetched.Version,
 	}
+	out := filepath.Join(work, "out")
+	if err := os.Mkdir(out, 0o755); err != nil { // nothing secret
+		return err
+	}
 	stage := "prepare kernel " + name
-	sink.Send(progress.Update{Stage: stage, Detail: "unpack kernel"})
-	if m.Release, err = takeBoot(root, out); err != nil {
-		return err
-	}
-	if err := extractELF(filepath.Join(out, imageFile), filepath.Join(out, elfFile)); err != nil {
-		// The bzImage boots as well, only later.
-		s.log.Info("no unpacked kernel", "kernel", name, "err", err)
-	}
-	sink.Send(progress.Update{Stage: stage, Detail: "make image of modules"})
-	if err := takeModules(ctx, filepath.Join(root, "lib", "modules", m.Release), out); err != nil {
-		return err
-	}
-	if err := seal(ctx, out, &m); err != nil {
+	if err := s.assemble(ctx, t, out, &m, func(detail string) { sink.Send(progress.Update{Stage: stage, Detail: detail}) }); err != nil {
 		return err
 	}
 	return publish(out, filepath.Join(s.dir, name), filepath.Join(work, "old"))
 }
 
-// takeBoot moves the kernel image and its configuration and returns the release.
-func takeBoot(root, out string) (string, error) {
-	images, err := filepath.Glob(filepath.Join(root, "boot", "vmlinuz-*"))
-	if err != nil || len(images) != 1 {
-		return "", fault.New(fault.Corrupt, "the kernel package holds %d kernels", len(images))
+// assemble makes the directory of a kernel, out, of what was gathered, and completes its record. A record without a name
+// gets the release as its name.
+func (s *Store) assemble(ctx context.Context, t *tree, out string, m *manifest, tell func(detail string)) error {
+	tell("unpack kernel")
+	if len(t.kernels) == 0 {
+		return fault.New(fault.Invalid, "there is no kernel in it").
+			WithHint("looked for boot/vmlinuz-RELEASE, lib/modules/RELEASE/vmlinuz, vmlinuz and vmlinux")
 	}
-	release := strings.TrimPrefix(filepath.Base(images[0]), "vmlinuz-")
-	err = errors.Join(
-		os.Rename(images[0], filepath.Join(out, imageFile)),
-		os.Rename(filepath.Join(root, "boot", "config-"+release), filepath.Join(out, configFile)),
-	)
-	if err != nil {
-		return "", fmt.Errorf("take kernel from its package: %w", err)
-	}
-	return release, nil
-}
-
-// takeModules makes the image of all modules and keeps the few that the initramfs needs as files.
-func takeModules(ctx context.Context, modules, out string) error {
-	if err := packModules(ctx, modules, filepath.Join(out, modulesImage)); err != nil {
-		return fmt.Errorf("make image of modules: %w", err)
-	}
-	files, err := initramfs.Resolve(modules, bootModules())
+	modules, release, err := t.modules()
 	if err != nil {
 		return err
 	}
-	boot := filepath.Join(out, bootDir, filepath.Base(modules))
+	for kind, label := range t.kernels {
+		own, err := releaseOf(kind, filepath.Join(t.dir, string(kind)))
+		switch {
+		case err != nil:
+			return err
+		case release == "" || release == noRelease:
+			release = own
+		case own != "" && own != release:
+			return fault.New(fault.Invalid, "%s is kernel %s, but other files are of kernel %s", label, own, release).
+				WithHint("give the files of one kernel")
+		}
+	}
+	if release == "" || release == noRelease {
+		return fault.New(fault.Invalid, "the kernel doesn't tell its release").
+			WithHint("put its modules into a directory with their release as its name: modules/RELEASE")
+	}
+	if m.Release = release; m.Name == "" {
+		if err := validateName(release); err != nil {
+			return fault.New(fault.Invalid, "the release %s can't be the kernel's name", release).WithHint("give it one: --name NAME")
+		}
+		m.Name = release
+	}
+	if err := s.takeBoot(t, out, m.Name); err != nil {
+		return err
+	}
+	if modules != "" {
+		tell("make image of modules")
+		if err := takeModules(ctx, modules, release, out); err != nil {
+			return err
+		}
+	}
+	return seal(ctx, out, m)
+}
+
+func releaseOf(kind kernelimage.Kind, path string) (string, error) {
+	f, err := os.Open(path)
+	if err != nil {
+		return "", err
+	}
+	defer f.Close() //nolint:errcheck // read only
+	info, err := f.Stat()
+	if err != nil {
+		return "", err
+	}
+	return kernelimage.Release(kind, f, info.Size()), nil
+}
+
+// takeBoot moves the kernel and its configuration. What only one of them holds becomes a file, too: the kernel that a
+// bzImage unpacks, and the configuration in that.
+func (s *Store) takeBoot(t *tree, out, name string) error {
+	for kind, file := range map[kernelimage.Kind]string{kernelimage.BzImage: imageFile, kernelimage.ELF: elfFile} {
+		if t.kernels[kind] == "" {
+			continue
+		}
+		if err := os.Rename(filepath.Join(t.dir, string(kind)), filepath.Join(out, file)); err != nil {
+			return fmt.Errorf("take kernel: %w", err)
+		}
+	}
+	elfPath := filepath.Join(out, elfFile)
+	if t.kernels[kernelimage.ELF] == "" {
+		if err := unpackKernel(filepath.Join(out, imageFile), elfPath); err != nil {
+			// The bzImage boots as well, only later.
+			s.log.Info("no unpacked kernel", "kernel", name, "err", err)
+		}
+	}
+	err := os.Rename(filepath.Join(t.dir, treeConfig), filepath.Join(out, configFile))
+	if !errors.Is(err, fs.ErrNotExist) {
+		return err
+	}
+	elf, err := os.Open(elfPath)
+	if errors.Is(err, fs.ErrNotExist) {
+		return nil
+	}
+	if err != nil {
+		return err
+	}
+	defer elf.Close() //nolint:errcheck // read only
+	info, err := elf.Stat()
+	if err != nil {
+		return err
+	}
+	if text := kernelimage.EmbeddedConfig(elf, info.Size()); text != nil {
+		return os.WriteFile(filepath.Join(out, configFile), text, 0o644) // nothing secret
+	}
+	return nil
+}
+
+// unpackKernel writes the ELF file that a bzImage unpacks when it boots.
+func unpackKernel(bzImage, to string) error {
+	info, err := os.Stat(bzImage)
+	if err != nil {
+		return err
+	}
+	if info.Size() > kernelimage.MaxSize {
+		return errors.New("absurd size")
+	}
+	data, err := os.ReadFile(bzImage)
+	if err != nil {
+		return err
+	}
+	kernel, err := kernelimage.Unpack(data)
+	if err != nil {
+		return err
+	}
+	if err := os.WriteFile(to, kernel, 0o644); err != nil { // nothing secret
+		return errors.Join(err, os.Remove(to))
+	}
+	return nil
+}
+
+// takeModules makes the image of all modules and keeps the few that the initramfs needs as files. Modules come without
+// indexes in packages, which leave those to their installation.
+func takeModules(ctx context.Context, modules, release, out string) error {
+	_, err := os.Stat(filepath.Join(modules, "modules.dep"))
+	if errors.Is(err, fs.ErrNotExist) {
+		_, err = kmod.Index(ctx, modules)
+	}
+	if err != nil {
+		return fmt.Errorf("index modules: %w", err)
+	}
+	if err := packModules(ctx, modules, filepath.Join(out, modulesImage)); err != nil {
+		return fmt.Errorf("make image of modules: %w", err)
+	}
+	wanted, err := wantedModules(modules)
+	if err != nil {
+		return err
+	}
+	files, err := initramfs.Resolve(modules, wanted)
+	if err != nil {
+		return err
+	}
+	boot := filepath.Join(out, bootDir, release)
 	files = append(files, "modules.dep")
 	for _, optional := range []string{"modules.builtin", "modules.softdep"} {
 		if _, err := os.Stat(filepath.Join(modules, optional)); err == nil {
@@ -93,7 +221,7 @@ func takeModules(ctx context.Context, modules, out string) error {
 	}
 	for _, file := range files {
 		to := filepath.Join(boot, file)
-		if err := os.MkdirAll(filepath.Dir(to), 0o755); err != nil { //nolint:gosec // nothing secret
+		if err := os.MkdirAll(filepath.Dir(to), 0o755); err != nil { // nothing secret
 			return err
 		}
 		if err := os.Rename(filepath.Join(modules, file), to); err != nil {
@@ -159,7 +287,7 @@ func tarTree(dir string, w io.Writer) error {
 func seal(ctx context.Context, out string, m *manifest) error {
 	for _, file := range []string{imageFile, elfFile, configFile, modulesImage} {
 		digest, err := rootfs.HashFile(ctx, filepath.Join(out, file))
-		if errors.Is(err, fs.ErrNotExist) && file == elfFile {
+		if errors.Is(err, fs.ErrNotExist) {
 			continue
 		}
 		if err != nil {
@@ -180,7 +308,7 @@ func seal(ctx context.Context, out string, m *manifest) error {
 		return err
 	}
 	path := filepath.Join(out, manifestFile)
-	if err := os.WriteFile(path, append(data, '\n'), 0o644); err != nil { //nolint:gosec // nothing secret
+	if err := os.WriteFile(path, append(data, '\n'), 0o644); err != nil { // nothing secret
 		return err
 	}
 	return errors.Join(syncPath(path), syncPath(out))

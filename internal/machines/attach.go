@@ -97,7 +97,7 @@ func (s *core) follow(ctx context.Context, a *attachment, w *monitorlink.Watch) 
 		break
 	}
 	close(a.done)
-	h, err := s.claimVM(ctx, microvm.VM{ID: a.id}, "record its end", 0)
+	h, err := s.claimVM(ctx, microvm.VM{ID: a.id}, claimant{op: "record its end"})
 	if err != nil {
 		if ctx.Err() == nil && !fault.Is(err, fault.NotFound) { // neither does the daemon end nor is the VM gone
 			s.log.ErrorContext(ctx, "record end of VM", "vm", a.id, "err", err)

@@ -26,6 +26,9 @@ type CreateRequest struct {
 
 // Create makes a VM, stopped. On failure nothing of it is left.
 func (s *Service) Create(ctx context.Context, req CreateRequest, report progress.Sink) (microvm.VM, error) {
+	if err := s.config.checkWeights(req.Spec.Weights); err != nil {
+		return microvm.VM{}, err
+	}
 	spec := complete(req.Spec, s.config.Defaults)
 	if err := spec.Validate(); err != nil {
 		return microvm.VM{}, err
@@ -39,20 +42,24 @@ func (s *Service) Create(ctx context.Context, req CreateRequest, report progress
 	if _, err := s.host.Hypervisor(ctx, spec.Backend); err != nil {
 		return microvm.VM{}, err
 	}
-	if err := admit(s.config.VMs); err != nil {
+	if err := admit(s.config.VMs, minFree, "a new VM"); err != nil {
 		return microvm.VM{}, err
 	}
 	vm := microvm.VM{
 		ID: microvm.NewID(), Name: req.Name, Spec: spec, State: microvm.Creating, Ephemeral: req.Ephemeral,
 	}
+	// The lock comes before the row: whoever finds a VM that is being created, and its lock free, finds the rest of a crash.
+	g, err := s.table.acquire(ctx, vm, claimant{op: "create"})
+	if err != nil {
+		return microvm.VM{}, err
+	}
+	defer g.release()
 	if err := s.reserve(ctx, &vm); err != nil {
 		return microvm.VM{}, err
 	}
-	h, err := s.claimVM(ctx, vm, "create", patience)
-	if err != nil {
-		return microvm.VM{}, errors.Join(err, s.store.Remove(context.WithoutCancel(ctx), vm.ID))
-	}
-	defer h.release()
+	h := &hold{core: &s.core, grant: g, vm: vm}
+	ctx, cancel := h.interruptible(ctx)
+	defer cancel()
 	var back undo
 	back.push("forget VM", func(ctx context.Context) error { return s.store.Remove(ctx, h.vm.ID) })
 	err = h.provision(ctx, &back, report)
@@ -60,6 +67,9 @@ func (s *Service) Create(ctx context.Context, req CreateRequest, report progress
 		vm, err = s.store.Get(ctx, h.vm.ID)
 	}
 	if err != nil {
+		if why := context.Cause(ctx); why != nil && !errors.Is(err, why) {
+			err = fmt.Errorf("%w: %w", why, err)
+		}
 		return microvm.VM{}, back.run(ctx, err)
 	}
 	s.log.InfoContext(ctx, "VM created", "vm", vm.ID, "name", vm.Name)
@@ -76,6 +86,8 @@ func complete(spec, d microvm.Spec) microvm.Spec {
 	set(&spec.Init, d.Init)
 	set(&spec.Net, d.Net)
 	set(&spec.Backend, d.Backend)
+	set(&spec.Weights.CPU, d.Weights.CPU)
+	set(&spec.Weights.IO, d.Weights.IO)
 	spec.Env, spec.Labels = maps.Clone(spec.Env), maps.Clone(spec.Labels)
 	return spec
 }
@@ -87,19 +99,21 @@ func set[T comparable](v *T, otherwise T) {
 	}
 }
 
-// minFree is the least free space a new VM may start from, in bytes: its disks are sparse, but a guest that boots
-// writes some tens of MiB.
-const minFree = 256 << 20
+// The least free space, in bytes: disks are sparse, but a guest that boots writes some tens of MiB, and hangs if it cannot.
+const (
+	minFree      = 256 << 20 // to create a VM
+	minFreeStart = 64 << 20  // to start one
+)
 
 // admit refuses a VM for which there is no room.
-func admit(dir string) error {
+func admit(dir string, least int64, what string) error {
 	var st unix.Statfs_t
 	if err := unix.Statfs(dir, &st); err != nil {
 		return fmt.Errorf("look at free space in %s: %w", dir, err)
 	}
-	if free := int64(st.Bavail) * st.Bsize; free < minFree { //nolint:gosec // block counts fit
-		return fault.New(fault.Exhausted, "only %d MiB are free in %s; a VM needs at least %d MiB",
-			free>>20, dir, minFree>>20).WithHint("free some disk space, or delete VMs: banger vm delete <vm>")
+	if free := int64(st.Bavail) * st.Bsize; free < least { // block counts fit
+		return fault.New(fault.Exhausted, "only %d MiB are free in %s; %s needs at least %d MiB",
+			free>>20, dir, what, least>>20).WithHint("free some disk space, or delete VMs: banger vm delete <vm>")
 	}
 	return nil
 }
@@ -128,13 +142,23 @@ func (h *hold) provision(ctx context.Context, back *undo, report progress.Sink) 
 		return err
 	})
 	g.Go(func() error {
-		_, err := h.sources.Kernel(gctx, h.vm.Spec.Kernel, report)
+		kernel, err := h.sources.Kernel(gctx, h.vm.Spec.Kernel, report)
+		if err != nil {
+			return err
+		}
+		hv, err := h.host.Hypervisor(gctx, h.vm.Spec.Backend)
+		if err == nil {
+			_, err = kernel.pathFor(hv.Backend)
+		}
 		return err
 	})
 	if err := g.Wait(); err != nil {
 		return err
 	}
-	if err := h.store.SetImageDigest(ctx, h.vm.ID, image.Digest); err != nil {
+	if err := suits(h.vm.Spec, image); err != nil {
+		return err
+	}
+	if err := h.store.SetImage(ctx, h.vm.ID, image.Digest, withImage(h.vm.Spec, image)); err != nil {
 		return err
 	}
 	end := report.Stage("make disks")

@@ -55,7 +55,7 @@ func (h *hold) fitDisks() error {
 }
 
 // checkDiskSize refuses to shrink disks, and to promise one what its file system could never hold.
-func (s *core) checkDiskSize(vm microvm.VM, old, size int64) error {
+func (c Config) checkDiskSize(vm microvm.VM, old, size int64) error {
 	switch {
 	case size == old:
 		return nil
@@ -63,29 +63,29 @@ func (s *core) checkDiskSize(vm microvm.VM, old, size int64) error {
 		return fault.New(fault.Invalid, "shrink the disks of VM %s from %s to %s: disks only grow", vm.Name,
 			microvm.FormatSize(old), microvm.FormatSize(size)).WithHint("make a new VM with a smaller --disk-size and copy what you need")
 	}
-	total, _, err := space(s.config.VMs)
+	total, _, err := space(c.VMs)
 	if err != nil {
 		return err
 	}
 	if size > total {
 		return fault.New(fault.Exhausted, "grow the disks of VM %s to %s: the file system of %s has only %s", vm.Name,
-			microvm.FormatSize(size), s.config.VMs, roughly(total)).WithHint("use a size below that")
+			microvm.FormatSize(size), c.VMs, roughly(total)).WithHint("use a size below that")
 	}
 	return nil
 }
 
 // promised warns if all VMs together may write more than there is room for.
-func (s *core) promised(ctx context.Context) (warning string, err error) {
-	vms, err := s.store.List(ctx)
+func (c *alteration) promised(ctx context.Context) (warning string, err error) {
+	vms, err := c.store.List(ctx)
 	if err != nil {
 		return "", err
 	}
 	var open int64 // what may still be written
 	for _, vm := range vms {
-		allocated, apparent := s.diskUse(vm.ID)
+		allocated, apparent := c.diskUse(vm.ID)
 		open += max(0, apparent-allocated)
 	}
-	_, free, err := space(s.config.VMs)
+	_, free, err := space(c.config.VMs)
 	if err != nil || open <= free {
 		return "", err
 	}
@@ -98,7 +98,7 @@ func space(dir string) (total, free int64, err error) {
 	if err := unix.Statfs(dir, &st); err != nil {
 		return 0, 0, fmt.Errorf("look at free space in %s: %w", dir, err)
 	}
-	return int64(st.Blocks) * st.Bsize, int64(st.Bavail) * st.Bsize, nil //nolint:gosec // block counts fit
+	return int64(st.Blocks) * st.Bsize, int64(st.Bavail) * st.Bsize, nil // block counts fit
 }
 
 // roughly writes a size for people, rounded down.

@@ -22,6 +22,7 @@ import (
 	"testing"
 	"time"
 
+	"banger/internal/cgroup"
 	"banger/internal/config"
 	"banger/internal/guestproto"
 	"banger/internal/machines"
@@ -147,6 +148,8 @@ type bed struct {
 	policy config.Overcommit
 	memory int64 // of the host, in bytes; 0: not known
 
+	cgroups cgroup.Place // none, unless a test wants them
+
 	svc  *machines.Service
 	stop func() // ends the service as a crash of the daemon would
 }
@@ -185,6 +188,7 @@ func (b *bed) serve() {
 	}
 	b.svc = machines.New(machines.Config{
 		VMs: b.path("vms"), Runtime: b.path("run"), HostMemory: b.memory, Overcommit: b.policy,
+		Cgroups: b.cgroups, NoCgroups: map[cgroup.Controller]string{cgroup.CPU: "this is a test"},
 		Defaults: microvm.Spec{
 			Image: "image", Kernel: "kernel", VCPUs: 1, Memory: microvm.MinMemory, DiskSize: microvm.MinDiskSize,
 			Init: microvm.InitAgent, Net: microvm.NetNone, Backend: "fake",
@@ -408,7 +412,7 @@ func (b *bed) silent(id microvm.ID, hang bool) {
 func (b *bed) guestScript(script string) string {
 	b.Helper()
 	path := b.path("guest" + strconv.Itoa(len(script)))
-	if err := os.WriteFile(path, []byte("#!/bin/sh\n"+script), 0o700); err != nil { //nolint:gosec // it is to be run
+	if err := os.WriteFile(path, []byte("#!/bin/sh\n"+script), 0o700); err != nil { // it is to be run
 		b.Fatal(err)
 	}
 	return path
@@ -444,6 +448,7 @@ type testHost struct {
 	guest   string // program that a fake VM runs
 	timeout time.Duration
 	disk    func(context.Context) error // called for each disk, if set
+	monitor func()                      // called before a monitor is started, if set
 }
 
 func (h *testHost) BlankDisk(ctx context.Context, path string, size int64) error {
@@ -474,6 +479,9 @@ func (h *testHost) Hypervisor(_ context.Context, wanted string) (machines.Hyperv
 func (h *testHost) StartMonitor(d monitorlink.Dirs, l monitorlink.Launch) error {
 	if err := h.calls.next("StartMonitor"); err != nil {
 		return err
+	}
+	if h.monitor != nil {
+		h.monitor()
 	}
 	return monitorlink.Start(os.Args[0], []string{"monitor"}, d, l)
 }
@@ -536,11 +544,11 @@ func (s testStore) UpdateSpec(ctx context.Context, id microvm.ID, spec microvm.S
 	return s.db.UpdateSpec(ctx, id, spec, detail)
 }
 
-func (s testStore) SetImageDigest(ctx context.Context, id microvm.ID, digest string) error {
-	if err := s.calls.next("SetImageDigest"); err != nil {
+func (s testStore) SetImage(ctx context.Context, id microvm.ID, digest string, spec microvm.Spec) error {
+	if err := s.calls.next("SetImage"); err != nil {
 		return err
 	}
-	return s.db.SetImageDigest(ctx, id, digest)
+	return s.db.SetImage(ctx, id, digest, spec)
 }
 
 func (s testStore) Remove(ctx context.Context, id microvm.ID) error {

@@ -22,6 +22,7 @@ type entry struct {
 	operation  string // id of the holder's operation, if it belongs to one
 	since      time.Time
 	interrupt  func() // asks the holder to give up
+	urgent     int    // operations that await the lock and go before all others
 	attachment *attachment
 }
 
@@ -40,8 +41,15 @@ type table struct {
 	entries map[microvm.ID]*entry
 }
 
-// acquire takes the lock of a VM for a named operation. With a wait of 0 it waits as long as the context lets it.
-func (t *table) acquire(ctx context.Context, vm microvm.VM, op string, wait time.Duration) (grant, error) {
+// claimant is who wants the lock of a VM.
+type claimant struct {
+	op     string
+	wait   time.Duration // 0: as long as the context lets it
+	urgent bool          // whoever has the lock, or gets it before, is asked to give up
+}
+
+// acquire takes the lock of a VM.
+func (t *table) acquire(ctx context.Context, vm microvm.VM, c claimant) (grant, error) {
 	t.mu.Lock()
 	e := t.entries[vm.ID]
 	if e == nil {
@@ -49,11 +57,24 @@ func (t *table) acquire(ctx context.Context, vm microvm.VM, op string, wait time
 		t.entries[vm.ID] = e
 	}
 	e.users++
+	if c.urgent {
+		e.urgent++
+		if e.interrupt != nil {
+			e.interrupt()
+		}
+	}
 	t.mu.Unlock()
+	defer func() {
+		if c.urgent {
+			t.mu.Lock()
+			defer t.mu.Unlock()
+			e.urgent--
+		}
+	}()
 
 	var late <-chan time.Time
-	if wait > 0 {
-		timer := time.NewTimer(wait)
+	if c.wait > 0 {
+		timer := time.NewTimer(c.wait)
 		defer timer.Stop()
 		late = timer.C
 	}
@@ -73,8 +94,11 @@ func (t *table) acquire(ctx context.Context, vm microvm.VM, op string, wait time
 	}
 	interrupted := make(chan struct{})
 	t.mu.Lock()
-	e.holder, e.operation, e.since = op, progress.OperationOf(ctx), time.Now()
+	e.holder, e.operation, e.since = c.op, progress.OperationOf(ctx), time.Now()
 	e.interrupt = sync.OnceFunc(func() { close(interrupted) })
+	if !c.urgent && e.urgent > 0 { // it was quicker than one that goes before it
+		e.interrupt()
+	}
 	t.mu.Unlock()
 	return grant{interrupted: interrupted, release: func() {
 		t.mu.Lock()
@@ -93,15 +117,6 @@ func (e *entry) busy(name string) error {
 	}
 	return fault.New(fault.Busy, "%s (operation %s)", text, e.operation).
 		WithHint("wait for it: banger operation watch %s; or end it: banger operation cancel %s", e.operation, e.operation)
-}
-
-// interrupt asks whoever holds the lock of a VM to give up what it does.
-func (t *table) interrupt(id microvm.ID) {
-	t.mu.Lock()
-	defer t.mu.Unlock()
-	if e := t.entries[id]; e != nil && e.interrupt != nil {
-		e.interrupt()
-	}
 }
 
 // leave forgets an entry that nobody needs. table.mu is held.
@@ -170,15 +185,7 @@ func (s *core) claim(ctx context.Context, ref, op string) (*hold, error) {
 	if err != nil {
 		return nil, err
 	}
-	h, err := s.claimVM(ctx, vm, op, patience)
-	if err != nil {
-		return nil, err
-	}
-	if err := h.catchUp(ctx); err != nil {
-		h.release()
-		return nil, err
-	}
-	return h, nil
+	return s.claimCaughtUp(ctx, vm, claimant{op: op, wait: patience})
 }
 
 // seize is claim for operations that go before all others: whoever holds the lock is asked to give up.
@@ -187,8 +194,12 @@ func (s *core) seize(ctx context.Context, ref, op string) (*hold, error) {
 	if err != nil {
 		return nil, err
 	}
-	s.table.interrupt(vm.ID)
-	h, err := s.claimVM(ctx, vm, op, undoTimeout)
+	return s.claimCaughtUp(ctx, vm, claimant{op: op, wait: undoTimeout, urgent: true})
+}
+
+// claimCaughtUp takes the VM's lock and records the VM's end, if that is due.
+func (s *core) claimCaughtUp(ctx context.Context, vm microvm.VM, c claimant) (*hold, error) {
+	h, err := s.claimVM(ctx, vm, c)
 	if err != nil {
 		return nil, err
 	}
@@ -228,8 +239,8 @@ func (h *hold) catchUp(ctx context.Context) error {
 }
 
 // claimVM takes the lock of a VM and reads the VM again, because it may have changed meanwhile.
-func (s *core) claimVM(ctx context.Context, vm microvm.VM, op string, wait time.Duration) (*hold, error) {
-	g, err := s.table.acquire(ctx, vm, op, wait)
+func (s *core) claimVM(ctx context.Context, vm microvm.VM, c claimant) (*hold, error) {
+	g, err := s.table.acquire(ctx, vm, c)
 	if err != nil {
 		return nil, err
 	}

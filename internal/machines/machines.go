@@ -22,6 +22,7 @@ import (
 	"sync"
 	"time"
 
+	"banger/internal/cgroup"
 	"banger/internal/config"
 	"banger/internal/fault"
 	"banger/internal/microvm"
@@ -36,15 +37,17 @@ type Store interface {
 	Get(ctx context.Context, id microvm.ID) (microvm.VM, error)
 	List(ctx context.Context) ([]microvm.VM, error)
 	SetState(ctx context.Context, id microvm.ID, c store.Change) error
-	SetImageDigest(ctx context.Context, id microvm.ID, digest string) error
+	SetImage(ctx context.Context, id microvm.ID, digest string, spec microvm.Spec) error
 	UpdateSpec(ctx context.Context, id microvm.ID, spec microvm.Spec, detail string) error
 	Remove(ctx context.Context, id microvm.ID) error
 }
 
 // Image is a root file system that a VM can boot.
 type Image struct {
-	Digest string
-	Path   string // raw ext4 image, read-only
+	Digest     string
+	Path       string // raw ext4 image, read-only
+	HasSystemd bool
+	Config     microvm.ImageConfig
 }
 
 // Kernel is a kernel that a VM can boot.
@@ -52,6 +55,20 @@ type Kernel struct {
 	Path      string
 	Initramfs string
 	Modules   string // ext4 image of the modules; empty: none
+	// By backend: the file to boot instead of Path, and why the kernel can't boot at all.
+	Paths map[string]string
+	Unfit map[string]error
+}
+
+// pathFor returns the file that a backend boots.
+func (k Kernel) pathFor(backend string) (string, error) {
+	if err := k.Unfit[backend]; err != nil {
+		return "", err
+	}
+	if path := k.Paths[backend]; path != "" {
+		return path, nil
+	}
+	return k.Path, nil
 }
 
 // Sources makes images and kernels present. Both calls are cheap when the thing is there, and are done once when many
@@ -87,8 +104,11 @@ type Config struct {
 	Runtime     string         // likewise, for what does not outlive a reboot
 	Defaults    microvm.Spec   // for what a request leaves out
 	EgressAllow []netip.Prefix // granted beyond the default egress policy
+	Home        HomeFiles      // nil: none
 	HostMemory  int64          // bytes; 0: not known
 	Overcommit  config.Overcommit
+	Cgroups     cgroup.Place                 // where VMs' groups are made
+	NoCgroups   map[cgroup.Controller]string // why a controller is not in it
 }
 
 // Service is the service of VMs: its methods are what can be asked of it.

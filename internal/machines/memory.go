@@ -50,7 +50,7 @@ func (s *core) admitMemory(ctx context.Context, vm microvm.VM, report progress.S
 		return said
 	}
 	s.log.Warn("more memory promised than there is", "vm", vm.ID, "running", running, "sum", sum, "host", total)
-	report.Send(progress.Update{Stage: "start monitor", Detail: "the running VMs and this one have " + roughly(sum) +
+	report.Send(progress.Update{Stage: "start monitor", Warning: "the running VMs and this one have " + roughly(sum) +
 		" of memory together; the host has " + roughly(total)})
 	return nil
 }

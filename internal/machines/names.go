@@ -19,5 +19,5 @@ var (
 )
 
 func inventName() string {
-	return adjectives[rand.IntN(len(adjectives))] + "-" + animals[rand.IntN(len(animals))] //nolint:gosec // not a secret
+	return adjectives[rand.IntN(len(adjectives))] + "-" + animals[rand.IntN(len(animals))] // not a secret
 }

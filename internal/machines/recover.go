@@ -4,9 +4,6 @@ import (
 	"context"
 	"errors"
 	"fmt"
-	"io/fs"
-	"os"
-	"path/filepath"
 	"time"
 
 	"golang.org/x/sync/errgroup"
@@ -62,31 +59,39 @@ const (
 // dead ones, ends half-done work and removes what belongs to no VM. Run must be running. One VM that cannot be mended
 // does not keep the others from it.
 func (s *Service) Recover(ctx context.Context) error {
+	strays, _, unseen := s.strays(ctx)
 	vms, err := s.store.List(ctx)
 	if err != nil {
 		return err
 	}
 	var g errgroup.Group
 	g.SetLimit(recoverAtOnce)
-	known := map[string]bool{}
 	for _, vm := range vms {
-		known[string(vm.ID)] = true
 		g.Go(func() error {
-			if err := s.recoverOne(ctx, vm); err != nil {
+			h, err := s.claimVM(ctx, vm, claimant{op: "recover"})
+			if err == nil {
+				// The client that an ephemeral VM was made for went with the daemon.
+				err = reconcile(ctx, h, vm.Ephemeral && vm.State != microvm.Failed)
+				h.release()
+			}
+			if err != nil {
 				return fmt.Errorf("recover VM %s: %w", vm.Name, err)
 			}
 			return nil
 		})
 	}
-	return errors.Join(g.Wait(), s.sweep(known))
+	errs := []error{g.Wait(), unseen}
+	for _, f := range strays {
+		if f.Remedy == "" {
+			errs = append(errs, s.remove(f))
+		}
+	}
+	return errors.Join(errs...)
 }
 
-func (s *core) recoverOne(ctx context.Context, vm microvm.VM) error {
-	h, err := s.claimVM(ctx, vm, "recover", 0)
-	if err != nil {
-		return err
-	}
-	defer h.release()
+// reconcile looks for the process of a VM that has no attachment and does what the table says, or discards the VM
+// whatever it says.
+func reconcile(ctx context.Context, h *hold, discarded bool) error {
 	held, err := h.dirs().Alive()
 	if err != nil {
 		return err
@@ -104,12 +109,12 @@ func (s *core) recoverOne(ctx context.Context, vm microvm.VM) error {
 			found = alive
 		}
 	}
-	act := recovery[vm.State][found]
-	if vm.Ephemeral && vm.State != microvm.Failed {
-		act = discard // the client that it was made for went with the daemon
+	act := recovery[h.vm.State][found]
+	if discarded {
+		act = discard
 	}
 	if act != keep {
-		s.log.InfoContext(ctx, "recover VM", "vm", vm.ID, "state", vm.State, "found", int(found), "action", int(act))
+		h.log.InfoContext(ctx, "recover VM", "vm", h.vm.ID, "state", h.vm.State, "found", int(found), "action", int(act))
 	}
 	return h.recoverBy(ctx, act, a)
 }
@@ -153,6 +158,10 @@ func (h *hold) adopt(ctx context.Context, a *attachment) error {
 	state := h.vm.State
 	if state == microvm.Starting {
 		state = microvm.Running
+		fillHome(ctx, h, a, nil)
+		if err := startMain(ctx, h, a, nil); err != nil {
+			return errors.Join(err, h.end(ctx, a), h.conclude(ctx, a, "its start was interrupted"))
+		}
 		if err := h.store.SetState(ctx, h.vm.ID, store.Change{To: state, BootID: st.BootID}); err != nil {
 			return err
 		}
@@ -167,28 +176,4 @@ func (h *hold) adopt(ctx context.Context, a *attachment) error {
 		}
 	}
 	return h.store.SetState(ctx, h.vm.ID, store.Change{Event: journal.Adopted, Cause: "it ran on while the daemon was away"})
-}
-
-// sweep removes directories that look like a VM's and belong to none.
-func (s *core) sweep(known map[string]bool) error {
-	var errs []error
-	for _, parent := range []string{s.config.Runtime, s.config.VMs} {
-		entries, err := os.ReadDir(parent)
-		if err != nil && !errors.Is(err, fs.ErrNotExist) {
-			errs = append(errs, err)
-		}
-		for _, e := range entries {
-			id := e.Name()
-			if known[id] || !microvm.IsID(id) || !e.IsDir() {
-				continue
-			}
-			s.log.Info("remove what belongs to no VM", "path", filepath.Join(parent, id))
-			if err := s.dirsOf(microvm.ID(id)).KillMonitor(killTimeout); err != nil {
-				errs = append(errs, err)
-				continue
-			}
-			errs = append(errs, os.RemoveAll(filepath.Join(parent, id)))
-		}
-	}
-	return errors.Join(errs...)
 }

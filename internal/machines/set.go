@@ -2,19 +2,15 @@ package machines
 
 import (
 	"context"
-	"errors"
 	"fmt"
 	"maps"
 	"slices"
-	"strconv"
 	"strings"
 	"time"
 	"unicode"
 	"unicode/utf8"
 
 	"banger/internal/fault"
-	"banger/internal/guestlink"
-	"banger/internal/guestproto"
 	"banger/internal/microvm"
 )
 
@@ -25,8 +21,9 @@ type SetRequest struct {
 	DiskSize     *int64 // bytes, of each of the two writable disks; only to grow
 	Labels       map[string]string
 	RemoveLabels []string
-	TTL          *time.Duration // 0: none
-	IdleTimeout  *time.Duration // 0: none
+	TTL          *time.Duration  // 0: none
+	IdleTimeout  *time.Duration  // 0: none
+	Weights      microvm.Weights // what is 0 stays as it is
 }
 
 // Effect says when a change takes effect.
@@ -46,9 +43,6 @@ type SetResult struct {
 	Effect Effect
 	Detail string // for people: why not now, or what to know; may be empty
 }
-
-// growTimeout bounds the growing of the disks of a running VM. It takes some 10 ms; a guest that hangs takes longer.
-const growTimeout = 20 * time.Second
 
 // Set changes a VM and says for each value whether it took effect now or will at the next start. All values are checked
 // before anything is changed. What is recorded and cannot be done now, for whatever reason, is no error: the next start
@@ -74,11 +68,14 @@ func (h *hold) set(ctx context.Context, req SetRequest) ([]SetResult, error) {
 	if h.vm.State == microvm.Creating || h.vm.State == microvm.Deleting {
 		return nil, fault.New(fault.Precondition, "change VM %s: it is %s", h.vm.Name, h.vm.State)
 	}
+	if err := h.config.checkWeights(req.Weights); err != nil {
+		return nil, err
+	}
 	old, spec := h.vm.Spec, req.on(h.vm.Spec)
 	if err := spec.Validate(); err != nil {
 		return nil, err
 	}
-	if err := h.checkDiskSize(h.vm, old.DiskSize, spec.DiskSize); err != nil {
+	if err := h.config.checkDiskSize(h.vm, old.DiskSize, spec.DiskSize); err != nil {
 		return nil, err
 	}
 	if what := differences(old, spec); what != "" {
@@ -88,59 +85,14 @@ func (h *hold) set(ctx context.Context, req SetRequest) ([]SetResult, error) {
 		h.vm.Spec = spec
 		h.log.Info("VM changed", "vm", h.vm.ID, "what", what)
 	}
-	results := startResults(req, old, spec, h.attachment())
-	if req.DiskSize != nil {
-		results = append(results, h.setDisks(ctx, old.DiskSize))
-	}
-	return append(results, labelResults(req, old.Labels)...), nil
-}
-
-// startResults are the results for what a VM takes at its start only. a is nil if it does not run.
-func startResults(req SetRequest, old, spec microvm.Spec, a *attachment) []SetResult {
-	running := old
-	if a != nil {
-		running.VCPUs, running.Memory = a.launch.Machine.VCPUs, a.launch.Machine.Memory
-		running.TTL, running.IdleTimeout = a.launch.TTL, a.launch.IdleTimeout
-	}
-	var results []SetResult
-	add := func(given bool, key, value string, wasSo, runsSo bool) {
-		if given {
-			results = append(results, atStart(key, value, wasSo, a != nil, runsSo))
-		}
-	}
-	add(req.VCPUs != nil, "vcpus", strconv.Itoa(spec.VCPUs), old.VCPUs == spec.VCPUs, running.VCPUs == spec.VCPUs)
-	add(req.Memory != nil, "memory", microvm.FormatSize(spec.Memory), old.Memory == spec.Memory, running.Memory == spec.Memory)
-	add(req.TTL != nil, "ttl", limit(spec.TTL), old.TTL == spec.TTL, running.TTL == spec.TTL)
-	add(req.IdleTimeout != nil, "idle_timeout", limit(spec.IdleTimeout), old.IdleTimeout == spec.IdleTimeout,
-		running.IdleTimeout == spec.IdleTimeout)
-	return results
-}
-
-// atStart is the result for one such value: whether it was so before, and whether a VM runs, and runs with it.
-func atStart(key, value string, wasSo, runs, runsSo bool) SetResult {
-	r := SetResult{Key: key, Value: value, Effect: NextStart}
-	switch {
-	case runs && !runsSo:
-		r.Detail = "a running VM keeps what it was started with"
-	case wasSo:
-		r.Effect = Unchanged
-	case runs:
-		r.Effect, r.Detail = Now, "the VM runs with that already"
-	}
-	return r
-}
-
-// limit writes a limit of time.
-func limit(d time.Duration) string {
-	if d == 0 {
-		return "none"
-	}
-	return d.String()
+	ctx, cancel := h.interruptible(ctx) // a guest can be slow to follow
+	defer cancel()
+	return (&alteration{hold: h, req: req, old: old}).apply(ctx), nil
 }
 
 // validate checks what microvm.Spec does not.
 func (r SetRequest) validate() error {
-	if r.VCPUs == nil && r.Memory == nil && r.DiskSize == nil && r.TTL == nil && r.IdleTimeout == nil &&
+	if r.VCPUs == nil && r.Memory == nil && r.DiskSize == nil && r.TTL == nil && r.IdleTimeout == nil && r.Weights == (microvm.Weights{}) &&
 		len(r.Labels) == 0 && len(r.RemoveLabels) == 0 {
 		return fault.New(fault.Invalid, "nothing to change").WithHint("name a value: banger vm set --help")
 	}
@@ -195,6 +147,12 @@ func (r SetRequest) on(spec microvm.Spec) microvm.Spec {
 	if r.IdleTimeout != nil {
 		spec.IdleTimeout = *r.IdleTimeout
 	}
+	if r.Weights.CPU != 0 {
+		spec.Weights.CPU = r.Weights.CPU
+	}
+	if r.Weights.IO != 0 {
+		spec.Weights.IO = r.Weights.IO
+	}
 	labels := maps.Clone(spec.Labels)
 	if labels == nil {
 		labels = map[string]string{}
@@ -225,6 +183,9 @@ func differences(old, spec microvm.Spec) string {
 	if old.IdleTimeout != spec.IdleTimeout {
 		words = append(words, "idle timeout "+limit(old.IdleTimeout)+" -> "+limit(spec.IdleTimeout))
 	}
+	if was, is := old.Weights.OrDefault(), spec.Weights.OrDefault(); was != is {
+		words = append(words, fmt.Sprintf("weights of CPU %d -> %d, of disks %d -> %d", was.CPU, is.CPU, was.IO, is.IO))
+	}
 	if !maps.Equal(old.Labels, spec.Labels) {
 		words = append(words, "labels")
 	}
@@ -249,52 +210,4 @@ func labelResults(req SetRequest, old map[string]string) []SetResult {
 		results = append(results, r)
 	}
 	return results
-}
-
-// setDisks gives the disks the recorded size. Done twice it does nothing the second time.
-func (h *hold) setDisks(ctx context.Context, old int64) SetResult {
-	size := h.vm.Spec.DiskSize
-	r := SetResult{Key: "disk_size", Value: microvm.FormatSize(size), Effect: Now}
-	if size == old {
-		r.Effect = Unchanged
-	}
-	var err error
-	a := h.attachment()
-	switch {
-	case a == nil:
-		err = h.fitDisks()
-	case h.vm.State != microvm.Running:
-		err = fmt.Errorf("the VM is %s", h.vm.State)
-	default:
-		err = h.growOnline(ctx, a)
-	}
-	if err != nil {
-		h.log.Warn("grow disks", "vm", h.vm.ID, "err", err)
-		r.Effect, r.Detail = NextStart, firstLine(err)
-		return r
-	}
-	if old != size {
-		if r.Detail, err = h.promised(ctx); err != nil {
-			h.log.Warn("look at the disks of all VMs", "vm", h.vm.ID, "err", err)
-		}
-	}
-	return r
-}
-
-// growOnline makes the disks of the running VM larger, then the file systems on them.
-func (h *hold) growOnline(ctx context.Context, a *attachment) error {
-	ctx, cancel := context.WithTimeout(ctx, growTimeout)
-	defer cancel()
-	guest := guestlink.NewClient(a.client)
-	var errs []error
-	for _, serial := range []string{guestproto.DiskSystem, guestproto.DiskWork} {
-		err := a.client.GrowDisk(ctx, serial, h.vm.Spec.DiskSize)
-		if err == nil {
-			err = guest.Grow(ctx, serial, h.vm.Spec.DiskSize)
-		}
-		if err != nil {
-			errs = append(errs, fmt.Errorf("disk %s: %w", serial, err))
-		}
-	}
-	return errors.Join(errs...)
 }

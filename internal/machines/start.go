@@ -52,6 +52,13 @@ func (h *hold) start(ctx context.Context, report progress.Sink) error {
 	if err := h.fitDisks(); err != nil {
 		return err
 	}
+	if err := admit(h.config.VMs, minFreeStart, "a VM that starts"); err != nil {
+		return fmt.Errorf("start VM %s: %w", h.vm.Name, err)
+	}
+	// Before the start is recorded: from then on, what is in the record is taken for the word of the monitor to come.
+	if err := h.dirs().ForgetExit(); err != nil {
+		return err
+	}
 	if err := h.enter(ctx, report); err != nil {
 		return err
 	}
@@ -96,6 +103,10 @@ func (h *hold) boot(ctx context.Context, launch monitorlink.Launch, report progr
 	end = report.Stage("boot")
 	st, err := a.waitReady(ctx)
 	end(err)
+	if err == nil {
+		fillHome(ctx, h, a, report)
+		err = startMain(ctx, h, a, report)
+	}
 	if err == nil {
 		err = h.store.SetState(ctx, h.vm.ID, store.Change{To: microvm.Running, BootID: st.BootID})
 	}
@@ -176,8 +187,12 @@ func (h *hold) plan(ctx context.Context, report progress.Sink) (monitorlink.Laun
 	if err != nil {
 		return monitorlink.Launch{}, err
 	}
+	kernelPath, err := kernel.pathFor(hv.Backend)
+	if err != nil {
+		return monitorlink.Launch{}, err
+	}
 	dirs := h.dirs()
-	params := guestproto.BootParams{Hostname: vm.Name, Init: guestproto.Init(vm.Spec.Init)}
+	params := guestproto.BootParams{Hostname: vm.Name, Init: initOf(vm.Spec)}
 	var network *monitorlink.Network
 	if vm.Spec.Net == microvm.NetUser {
 		network = &monitorlink.Network{Guest: guestAddr(), Gateway: gatewayAddr(), MTU: guestMTU, Allow: h.config.EgressAllow}
@@ -198,9 +213,10 @@ func (h *hold) plan(ctx context.Context, report progress.Sink) (monitorlink.Laun
 		Machine: hypervisor.Machine{
 			ID: string(vm.ID), Name: vm.Name,
 			VCPUs: vm.Spec.VCPUs, Memory: vm.Spec.Memory,
-			Kernel: kernel.Path, Initramfs: kernel.Initramfs, Cmdline: params.Encode(),
+			Kernel: kernelPath, Initramfs: kernel.Initramfs, Cmdline: params.Encode(),
 			Disks: disks, Dir: dirs.Runtime,
 		},
+		Group: h.config.Cgroups.Group(string(vm.ID)), Limits: limitsOf(vm.Spec),
 		Network: network, TTL: vm.Spec.TTL, IdleTimeout: vm.Spec.IdleTimeout, BootTimeout: hv.BootTimeout,
 	}, nil
 }

@@ -70,7 +70,7 @@ func (h *hold) shutdown(ctx context.Context, a *attachment, timeout time.Duratio
 	}
 	asked := time.Now()
 	ask, cancel := context.WithTimeout(ctx, askTimeout)
-	err := guestlink.NewClient(a.client).Shutdown(ask, guestproto.PowerOff)
+	err := guestlink.NewClient(a.client).Shutdown(ask, guestproto.PowerOff, timeout)
 	cancel()
 	if err != nil {
 		h.log.WarnContext(ctx, "ask guest to shut down", "vm", a.id, "err", err)
@@ -94,11 +94,18 @@ func (h *hold) shutdown(ctx context.Context, a *attachment, timeout time.Duratio
 // Delete removes a VM and every trace of it. A VM that runs is refused unless force is set. Once begun it goes on to the
 // end, whatever the caller does; every part of it is tried. With force, an operation that is under way is interrupted.
 func (s *Service) Delete(ctx context.Context, ref string, force bool) error {
-	take := s.claim
-	if force {
-		take = s.seize
+	vm, err := s.resolve(ctx, ref)
+	if err != nil {
+		return err
 	}
-	h, err := take(ctx, ref, "delete")
+	c := claimant{op: "delete", wait: patience}
+	if force {
+		c.wait, c.urgent = undoTimeout, true
+	}
+	h, err := s.claimCaughtUp(ctx, vm, c)
+	if force && fault.Is(err, fault.NotFound) {
+		return nil // it was being created, and what was interrupted has removed it
+	}
 	if err != nil {
 		return err
 	}

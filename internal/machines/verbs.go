@@ -143,7 +143,7 @@ func (s *core) freeze(ctx context.Context, ref, op string, to microvm.State) (In
 	return h.info(ctx)
 }
 
-// portPoll is how often Wait tries a port of the guest: nothing in the guest tells when a process begins to listen.
+// portPoll is how long Wait lets a guest alone that did not answer.
 const portPoll = 200 * time.Millisecond
 
 // Wait returns when the VM meets a condition: running, ready (the agent answers), stopped, deleted, or port:N (something
@@ -200,13 +200,7 @@ func (s *core) condition(text string) (func(context.Context, Info) (again <-chan
 	}
 	port, isPort := strings.CutPrefix(text, "port:")
 	if n, err := strconv.ParseUint(port, 10, 16); isPort && err == nil && n > 0 {
-		return s.ask(func(ctx context.Context, c *guestlink.Client) error {
-			conn, err := c.Dial(ctx, "tcp", "127.0.0.1:"+port)
-			if err == nil {
-				_ = conn.Close()
-			}
-			return err
-		}), nil
+		return listens(s, uint16(n)), nil
 	}
 	return nil, fault.New(fault.Invalid, "bad condition %q", text).WithHint("use running, ready, stopped, deleted or port:N")
 }

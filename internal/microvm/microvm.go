@@ -65,6 +65,25 @@ type Spec struct {
 	Labels      map[string]string
 	TTL         time.Duration // from each start on; then it is shut down; 0: none
 	IdleTimeout time.Duration // without activity; then it is shut down; 0: none
+	Main        *Process      // runs from each start on, and its end stops the VM; nil: none
+	ImageConfig ImageConfig   // set at creation, by the image
+	Weights     Weights       // shares of what the host's VMs compete for
+}
+
+// Weights say how much of the host a VM gets when others want it too, relative to their weights. 0 is DefaultWeight.
+type Weights struct {
+	CPU int
+	IO  int // of the disks
+}
+
+// OrDefault returns the weights with DefaultWeight for 0.
+func (w Weights) OrDefault() Weights {
+	for _, v := range []*int{&w.CPU, &w.IO} {
+		if *v == 0 {
+			*v = DefaultWeight
+		}
+	}
+	return w
 }
 
 // VM is one virtual machine as the store knows it.

@@ -49,6 +49,10 @@ const (
 	MinDiskSize = 64 << 20  // bytes; room for an ext4 with a journal
 	MaxDiskSize = 16 << 40  // bytes; the limit of ext4 with 4 KiB blocks and 32-bit block numbers
 	memoryStep  = 1 << 20   // bytes; VMMs take whole MiB
+
+	MinWeight     = 1 // of CPU and disks, as with Linux's cgroups
+	DefaultWeight = 100
+	MaxWeight     = 10000
 )
 
 // Validate checks a specification and fills nothing in.
@@ -70,6 +74,9 @@ func (s Spec) Validate() error {
 		return fault.New(fault.Invalid, "bad init %q", s.Init).WithHint("use auto, agent or systemd")
 	case s.Net != NetUser && s.Net != NetNone:
 		return fault.New(fault.Invalid, "bad network %q", s.Net).WithHint("use user or none")
+	case s.Weights.CPU < 0 || s.Weights.CPU > MaxWeight || s.Weights.IO < 0 || s.Weights.IO > MaxWeight:
+		return fault.New(fault.Invalid, "bad weight of CPU or disks %d, %d", s.Weights.CPU, s.Weights.IO).
+			WithHint("use %d to %d; %d is the default", MinWeight, MaxWeight, DefaultWeight)
 	case s.TTL < 0 || s.IdleTimeout < 0:
 		return fault.New(fault.Invalid, "bad time to live %s or idle timeout %s: negative", s.TTL, s.IdleTimeout)
 	case s.Image == "":
@@ -77,7 +84,7 @@ func (s Spec) Validate() error {
 	case s.Kernel == "":
 		return fault.New(fault.Invalid, "no kernel named")
 	}
-	return nil
+	return ValidateEnv(s.Env)
 }
 
 // ParseSize reads a size in bytes: a whole number, optionally with a unit. K, M, G, T and KiB, MiB, GiB, TiB are powers

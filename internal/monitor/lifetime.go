@@ -27,12 +27,7 @@ const (
 // expire ends the VM when its time is up, or when nothing has happened in it for too long. The monitor does this by
 // itself, so that it holds while no daemon is there. It sends the cause before it acts.
 func (m *Monitor) expire(ctx context.Context, vmm hypervisor.VMM, cause chan<- monitorlink.Cause) {
-	ttl, idle := m.launch.TTL, m.launch.IdleTimeout
-	if ttl <= 0 && idle <= 0 {
-		return
-	}
-	began := time.Now()
-	active := began
+	active, idle := m.began, time.Duration(0)
 	var before monitorlink.Sample
 	tick := time.NewTicker(lifetimeCheck)
 	defer tick.Stop()
@@ -44,13 +39,20 @@ func (m *Monitor) expire(ctx context.Context, vmm hypervisor.VMM, cause chan<- m
 		case <-ctx.Done():
 			return
 		}
-		now, _ := m.samples.last()
+		now := before
+		if newest, _ := m.samples.newest(); len(newest) > 0 {
+			now = newest[0]
+		}
+		settings := m.board.get().Settings
+		if settings.IdleTimeout != idle { // a new limit gives new time
+			active, idle = time.Now(), settings.IdleTimeout
+		}
 		if m.attached.Load() > 0 || m.isActive(before, now) {
 			active = time.Now()
 		}
 		before = now
 		switch {
-		case ttl > 0 && time.Since(began) >= ttl:
+		case settings.TTL > 0 && time.Since(m.began) >= settings.TTL:
 			cause <- monitorlink.TTLExpired
 		case idle > 0 && time.Since(active) >= idle:
 			cause <- monitorlink.IdleExpired
@@ -75,7 +77,7 @@ func (m *Monitor) isActive(before, now monitorlink.Sample) bool {
 // shutDown asks the guest to shut down and kills it if it does not.
 func (m *Monitor) shutDown(ctx context.Context, vmm hypervisor.VMM) {
 	ask, cancel := context.WithTimeout(ctx, lifetimeAsk)
-	err := guestlink.NewClient(m.link).Shutdown(ask, guestproto.PowerOff)
+	err := guestlink.NewClient(m.link).Shutdown(ask, guestproto.PowerOff, lifetimeGrace)
 	cancel()
 	if err == nil {
 		select {

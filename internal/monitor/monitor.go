@@ -45,6 +45,7 @@ type Monitor struct {
 	link    *link
 	samples *samples
 
+	began    time.Time    // when the VM was started; set by session
 	attached atomic.Int32 // streams to the guest and consoles that are open
 }
 
@@ -52,7 +53,9 @@ type Monitor struct {
 func New(dirs monitorlink.Dirs, launch monitorlink.Launch, ln *net.UnixListener, log *slog.Logger) *Monitor {
 	return &Monitor{
 		dirs: dirs, launch: launch, listener: ln, log: log,
-		board:   newBoard(monitorlink.Status{Phase: monitorlink.Booting, MonitorPid: os.Getpid()}),
+		board: newBoard(monitorlink.Status{
+			Phase: monitorlink.Booting, MonitorPid: os.Getpid(), Settings: launch.Settings(),
+		}),
 		console: newConsole(dirs.ConsoleLog()),
 		link:    newLink(),
 		samples: newSamples(),
@@ -80,6 +83,8 @@ func (m *Monitor) Run(ctx context.Context) error {
 // session is the life of the VMM.
 func (m *Monitor) session(ctx context.Context) monitorlink.Exit {
 	began := time.Now()
+	m.began = began
+	m.enterGroup()
 	vmm, network, err := m.boot(ctx)
 	if err != nil {
 		return monitorlink.Exit{

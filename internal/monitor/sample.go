@@ -47,7 +47,7 @@ func (m *Monitor) look(pid int, n *network) (monitorlink.Sample, error) {
 	}
 	if n != nil {
 		stats := n.net.Stats()
-		s.NetReceived, s.NetSent, s.NetDenied = int64(stats.BytesOut), int64(stats.BytesIn), int64(stats.Denied) //nolint:gosec // far below 2^63
+		s.NetReceived, s.NetSent, s.NetDenied = int64(stats.BytesOut), int64(stats.BytesIn), int64(stats.Denied) // far below 2^63
 	}
 	s.DiskUsed = allocated(m.launch.Machine.Disks)
 	return s, nil

@@ -74,7 +74,7 @@ func (g guestReading) complete(sample *monitorlink.Sample) {
 	}
 	sample.HasGuest = true
 	sample.GuestCPU, sample.GuestMemory, sample.GuestTotal = g.stats.CPUNS, g.stats.MemoryUsed, g.stats.MemoryTotal
-	sample.Processes = int32(g.stats.Processes) //nolint:gosec // bounded by guestlink
+	sample.Processes = int32(g.stats.Processes) // bounded by guestlink
 	sample.GuestRead, sample.GuestWritten = 0, 0
 	for _, d := range g.stats.Disks {
 		sample.GuestRead += d.Read

@@ -87,6 +87,11 @@ func (m *Monitor) handle(ctx context.Context, conn *net.UnixConn, vmm hypervisor
 		}
 	case monitorlink.OpGrow:
 		_ = answer(conn, grow(ctx, vmm, req.Grow))
+	case monitorlink.OpSet:
+		before, err := m.set(ctx, vmm, req.Set)
+		if answer(conn, err) == nil && err == nil {
+			_ = monitorlink.WriteLine(conn, before)
+		}
 	case monitorlink.OpPause, monitorlink.OpResume:
 		_ = answer(conn, m.pause(ctx, vmm, req.Op == monitorlink.OpPause))
 	default:

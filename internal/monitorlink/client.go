@@ -55,7 +55,7 @@ func (c *Client) request(ctx context.Context, req Request) (*net.UnixConn, error
 		_ = conn.Close()
 		return nil, &fault.Error{Kind: fault.ParseKind(res.Kind), Message: res.Message, Hint: res.Hint}
 	}
-	return conn.(*net.UnixConn), nil //nolint:forcetypeassert // a unix dial makes one
+	return conn.(*net.UnixConn), nil // a unix dial makes one
 }
 
 // OpenStream opens a stream to the agent in the guest.

@@ -68,6 +68,14 @@ func (d Dirs) ReadExit() Exit {
 // WriteExit leaves the monitor's last word.
 func (d Dirs) WriteExit(e Exit) error { return WriteJSON(d.exit(), e) }
 
+// ForgetExit removes the last word of a monitor that was there before, so that it is not taken for the next one's.
+func (d Dirs) ForgetExit() error {
+	if err := os.Remove(d.exit()); err != nil && !errors.Is(err, fs.ErrNotExist) {
+		return fmt.Errorf("remove old exit record: %w", err)
+	}
+	return nil
+}
+
 // acquire takes the VM's monitor lock for whoever holds the returned file. A flock(2) belongs to the open file, so it can
 // be handed to a child and lasts until the last process that has the file is gone.
 func (d Dirs) acquire() (*os.File, error) {
@@ -119,18 +127,32 @@ func (d Dirs) Alive() (bool, error) {
 	return false, nil
 }
 
-// KillMonitor kills a monitor that does not answer and waits until it is gone. A process that merely has the pid that
-// the monitor once had is left alone.
+// quickly is how long a monitor and its VMM may take to be gone after the monitor was killed, before they are looked for
+// one by one: a VMM whose monitor was not its parent any more, or whose record is damaged.
+const quickly = time.Second
+
+// KillMonitor kills a monitor that does not answer and waits until it is gone, and with it all that has its lock. A
+// process that merely has the pid that the monitor once had is left alone.
 func (d Dirs) KillMonitor(timeout time.Duration) error {
-	deadline := time.Now().Add(timeout)
+	began := time.Now()
+	deadline, patience := began.Add(timeout), began.Add(min(quickly, timeout/2))
 	for {
 		alive, err := d.Alive()
-		if err != nil || !alive {
+		if err != nil {
 			return err
+		}
+		if !alive {
+			return d.removeGroup(time.Until(deadline))
 		}
 		var id identity
 		if err := readJSON(d.identity(), &id); err == nil {
 			if err := killExactly(id); err != nil {
+				return err
+			}
+		}
+		if now := time.Now(); now.After(patience) {
+			patience = now.Add(quickly)
+			if err := d.killHolders(); err != nil {
 				return err
 			}
 		}
@@ -142,6 +164,15 @@ func (d Dirs) KillMonitor(timeout time.Duration) error {
 		// not a child, and this path is taken only after a crash.
 		time.Sleep(5 * time.Millisecond)
 	}
+}
+
+// removeGroup removes the cgroup of a monitor that is gone. A launch record that cannot be read names none.
+func (d Dirs) removeGroup(wait time.Duration) error {
+	l, err := d.ReadLaunch()
+	if err != nil {
+		return nil //nolint:nilerr // there was no launch, or the disk lost it with all else
+	}
+	return l.Group.Remove(wait)
 }
 
 // killExactly kills a process by a descriptor of it, so that the pid cannot change hands in between.

@@ -32,8 +32,8 @@ func Start(program string, args []string, d Dirs, l Launch) error {
 		return err
 	}
 	defer lock.Close() //nolint:errcheck // the monitor has its own copy
-	if err := os.Remove(d.exit()); err != nil && !errors.Is(err, fs.ErrNotExist) {
-		return fmt.Errorf("remove old exit record: %w", err)
+	if err := d.ForgetExit(); err != nil {
+		return err
 	}
 	if err := WriteJSON(d.launch(), l); err != nil {
 		return fmt.Errorf("write launch record: %w", err)

@@ -12,6 +12,7 @@ import (
 	"net/netip"
 	"time"
 
+	"banger/internal/cgroup"
 	"banger/internal/hypervisor"
 	"banger/internal/microvm"
 )
@@ -26,6 +27,8 @@ type Launch struct {
 	Host        json.RawMessage // what the backend knows of the host, in the backend's own words
 	Machine     hypervisor.Machine
 	Network     *Network      // nil: none
+	Group       cgroup.Group  // that the monitor enters before it starts the VMM
+	Limits      cgroup.Limits // of the group
 	TTL         time.Duration // from the start on; then the VM is shut down; 0: none
 	IdleTimeout time.Duration // without activity; then the VM is shut down; 0: none
 	BootTimeout time.Duration // until the agent must have answered
@@ -60,7 +63,8 @@ type Status struct {
 	AgentVersion  string
 	Reachable     bool // the guest link is up
 	Stages        []Stage
-	Exit          *Exit // in Ended
+	Settings      Settings // at present
+	Exit          *Exit    // in Ended
 }
 
 // Stage is a finished step of the boot.
@@ -104,15 +108,17 @@ const (
 	OpPause   Op = "pause"
 	OpResume  Op = "resume"
 	OpGrow    Op = "grow"    // make a disk larger, as Request.Grow says
+	OpSet     Op = "set"     // a line with the Settings before: change them as Request.Set says
 	OpSamples Op = "samples" // lines with a Sample each, as Request.Samples says
 )
 
 // Request is the first line of a connection.
 type Request struct {
 	Op      Op
-	Signal  int          `json:",omitempty"` // with OpSignal
-	Grow    *GrowSpec    `json:",omitempty"` // with OpGrow
-	Samples *SamplesSpec `json:",omitempty"` // with OpSamples; nil: the newest
+	Signal  int             `json:",omitempty"` // with OpSignal
+	Grow    *GrowSpec       `json:",omitempty"` // with OpGrow
+	Set     *SettingsChange `json:",omitempty"` // with OpSet
+	Samples *SamplesSpec    `json:",omitempty"` // with OpSamples; nil: the newest
 }
 
 // GrowSpec says which disk is to have what size.

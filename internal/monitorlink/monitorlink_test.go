@@ -17,6 +17,8 @@ import (
 	"testing/iotest"
 	"time"
 
+	"golang.org/x/sys/unix"
+
 	"banger/internal/fault"
 	"banger/internal/hostexec"
 	"banger/internal/monitorlink"
@@ -426,7 +428,8 @@ func TestKillMonitor(t *testing.T) {
 			t.Error(err)
 		}
 	})
-	// A record of a process that is not the monitor: the lock is held, the process with the recorded pid is another.
+	// A record of a process that is not the monitor: the process with the recorded pid is another, and is left alone; the
+	// one that has the lock is found by that.
 	t.Run("reused pid", func(t *testing.T) {
 		t.Parallel()
 		d := newDirs(t)
@@ -440,16 +443,32 @@ func TestKillMonitor(t *testing.T) {
 		if err := os.WriteFile(filepath.Join(d.State, "monitor.json"), record, 0o600); err != nil {
 			t.Fatal(err)
 		}
-		err = d.KillMonitor(100 * time.Millisecond)
-		if !fault.Is(err, fault.Timeout) || !strings.Contains(fault.HintOf(err), "monitor.lock") {
-			t.Errorf("KillMonitor = %v (hint %q), want Timeout", err, fault.HintOf(err))
+		if err := d.KillMonitor(20 * time.Second); err != nil {
+			t.Error(err)
 		}
 		select {
 		case <-bystander.Done():
 			t.Error("the process that merely has the pid was killed")
 		default:
 		}
-		mustAlive(t, d, true)
+		mustAlive(t, d, false)
+	})
+	// The lock is held by the one that must not be killed: the caller.
+	t.Run("cannot be ended", func(t *testing.T) {
+		t.Parallel()
+		d := newDirs(t)
+		lock, err := os.Create(filepath.Join(d.State, "monitor.lock"))
+		if err != nil {
+			t.Fatal(err)
+		}
+		defer lock.Close() //nolint:errcheck // test
+		if err := unix.Flock(int(lock.Fd()), unix.LOCK_EX); err != nil {
+			t.Fatal(err)
+		}
+		err = d.KillMonitor(100 * time.Millisecond)
+		if !fault.Is(err, fault.Timeout) || !strings.Contains(fault.HintOf(err), "monitor.lock") {
+			t.Errorf("KillMonitor = %v (hint %q), want Timeout", err, fault.HintOf(err))
+		}
 	})
 	// The lock is free, the record names a living process: nothing to kill.
 	t.Run("record without lock", func(t *testing.T) {
@@ -464,16 +483,16 @@ func TestKillMonitor(t *testing.T) {
 	})
 	t.Run("absurd pids", func(t *testing.T) {
 		t.Parallel()
-		d := newDirs(t)
-		start(t, d, roleNameless)
-		for _, record := range []string{`{"Pid":-1}`, `{"Pid":0}`, `{"Pid":1}`, `{"Pid":4194305}`, `x`} {
+		for _, record := range []string{`{"Pid":-1}`, `{"Pid":0}`, `{"Pid":1}`, `{"Pid":4194305}`, `x`, ``} {
+			d := newDirs(t)
+			start(t, d, roleNameless)
 			if err := os.WriteFile(filepath.Join(d.State, "monitor.json"), []byte(record), 0o600); err != nil {
 				t.Fatal(err)
 			}
-			if err := d.KillMonitor(0); err == nil {
-				t.Errorf("record %s: no error while the lock is held", record)
+			if err := d.KillMonitor(20 * time.Second); err != nil {
+				t.Errorf("record %s: %v", record, err)
 			}
+			mustAlive(t, d, false)
 		}
-		mustAlive(t, d, true)
 	})
 }

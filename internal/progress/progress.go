@@ -14,6 +14,7 @@ type Update struct {
 	Ended   bool          // the stage is over
 	Elapsed time.Duration // with Ended: how long the stage took
 	Err     string        // with Ended: why it failed; empty if it succeeded
+	Warning string        // what people should know although the work goes on; usually empty
 }
 
 // Sink receives updates. It must not block for long and may be called from any goroutine. A nil Sink is legal: use

@@ -3,7 +3,6 @@ package rpcapi
 import (
 	"context"
 	"errors"
-	"io"
 	"sync"
 	"time"
 
@@ -72,6 +71,9 @@ func (v *VMs) Run(ctx context.Context, stream *connect.BidiStream[bangerv1.Attac
 	if create == nil {
 		return toError(fault.New(fault.Invalid, "the start message does not say what VM to create"))
 	}
+	if _, err := fromExec(start.GetExec(), nil); err != nil { // before a VM is made for it
+		return toError(err)
+	}
 	create.Start = true
 	info, err := v.createFor(ctx, a, create, start.GetRemove())
 	if start.GetRemove() && info.ID != "" {
@@ -83,7 +85,11 @@ func (v *VMs) Run(ctx context.Context, stream *connect.BidiStream[bangerv1.Attac
 	if err := a.send(&bangerv1.AttachResponse{Kind: &bangerv1.AttachResponse_Vm{Vm: toVM(info)}}); err != nil {
 		return err
 	}
-	return toError(v.exec(ctx, a, string(info.ID), start.GetExec()))
+	exec := start.GetExec()
+	if program := info.Spec.ImageConfig.Program(); exec != nil && len(exec.GetArgs()) == 0 {
+		exec.Args = program
+	}
+	return toError(v.exec(ctx, a, string(info.ID), exec))
 }
 
 // createFor creates and starts a VM for a client that waits for it: the operation is cancelled when the client goes away.
@@ -102,8 +108,8 @@ func (v *VMs) createFor(ctx context.Context, a *attachStream, req *bangerv1.Crea
 	return info, err
 }
 
-// remove deletes the VM of a finished Run. One whose start failed is kept for whoever wants to know why, unless the
-// client is gone.
+// remove deletes the VM of a finished Run, as an operation of its own. One whose start failed is kept for whoever wants to
+// know why, unless the client is gone.
 func (v *VMs) remove(ctx context.Context, info machines.Info, failure error) error {
 	gone := ctx.Err() != nil
 	ctx, cancel := context.WithTimeout(context.WithoutCancel(ctx), removeTimeout)
@@ -113,11 +119,16 @@ func (v *VMs) remove(ctx context.Context, info machines.Info, failure error) err
 			return nil
 		}
 	}
-	err := v.machines.Delete(ctx, string(info.ID), true)
-	for fault.Is(err, fault.Busy) && ctx.Err() == nil { // Delete itself waits a while before it says so
-		err = v.machines.Delete(ctx, string(info.ID), true)
-	}
-	if fault.Is(err, fault.NotFound) {
+	err := perform(ctx, v, "delete", string(info.ID), func(ctx context.Context, id string) error {
+		ctx, cancel := context.WithTimeout(ctx, removeTimeout)
+		defer cancel()
+		err := v.machines.Delete(ctx, id, true)
+		for fault.Is(err, fault.Busy) && ctx.Err() == nil { // Delete itself waits a while before it says so
+			err = v.machines.Delete(ctx, id, true)
+		}
+		return err
+	})
+	if connect.CodeOf(err) == connect.CodeNotFound {
 		return nil // someone else was quicker
 	}
 	return err
@@ -133,7 +144,7 @@ func (v *VMs) exec(ctx context.Context, a *attachStream, ref string, spec *bange
 	if err != nil {
 		return err
 	}
-	p, err := guest.Start(ctx, cmd)
+	p, err := guest.Start(ctx, machines.Command(vm.Spec.ImageConfig, cmd))
 	switch guestlink.StartStatus(err) {
 	case guestlink.StatusNotFound:
 		return newError(connect.CodeNotFound, kindCommandNotFound, err)
@@ -148,11 +159,15 @@ func (v *VMs) exec(ctx context.Context, a *attachStream, ref string, spec *bange
 	if err := a.send(started); err != nil {
 		return err
 	}
-	go forwardInput(a, p)
+	in := startInput(a, p)
+	defer in.stop()
 	for {
 		ev, err := p.Recv()
 		if err != nil {
 			return err
+		}
+		if ev.Kind == guestproto.EventExit {
+			in.stop() // nothing comes after the exit
 		}
 		if err := a.send(toAttachResponse(ev)); err != nil || ev.Kind == guestproto.EventExit {
 			return err
@@ -169,36 +184,6 @@ func toAttachResponse(ev guestproto.ExecEvent) *bangerv1.AttachResponse {
 	case guestproto.EventExit:
 	}
 	return &bangerv1.AttachResponse{Kind: &bangerv1.AttachResponse_Exit{Exit: &bangerv1.ExitStatus{
-		Code: int32(ev.Exit.Code), Signal: int32(ev.Exit.Signal), //nolint:gosec // small, checked by guestlink
+		Code: int32(ev.Exit.Code), Signal: int32(ev.Exit.Signal), // small, checked by guestlink
 	}}}
-}
-
-// forwardInput passes the client's messages on to the command until either is gone. Requests that make no sense are
-// dropped: the command has already started and goes on.
-func forwardInput(a *attachStream, p *guestlink.Process) {
-	for {
-		req, err := a.stream.Receive()
-		if err != nil {
-			if errors.Is(err, io.EOF) {
-				_ = p.CloseStdin()
-			}
-			return
-		}
-		switch k := req.GetKind().(type) {
-		case *bangerv1.AttachRequest_Stdin:
-			_, err = p.Write(k.Stdin)
-		case *bangerv1.AttachRequest_CloseStdin:
-			err = p.CloseStdin()
-		case *bangerv1.AttachRequest_Resize:
-			if rows, cols, bad := fromSize(k.Resize); bad == nil {
-				err = p.Resize(rows, cols)
-			}
-		case *bangerv1.AttachRequest_Signal:
-			if guestproto.CheckSignal(int(k.Signal)) == nil {
-				err = p.Signal(int(k.Signal))
-			}
-		}
-		// A command may close its input and go on; the other messages still have to reach it.
-		_ = err
-	}
 }

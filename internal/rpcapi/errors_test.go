@@ -68,8 +68,8 @@ func (s stubSystem) Status(ctx context.Context) (Status, error) {
 	return Status{Version: "v1", Pid: 7}, s.fail()
 }
 
-func (stubSystem) Doctor(context.Context) Report {
-	return Report{Checks: []Check{{Name: "kvm", Result: Warn, Detail: "d", Fix: "f"}}, Sources: map[string]string{"vm.memory": "file"}}
+func (stubSystem) Doctor(_ context.Context, fix bool) Report {
+	return Report{Leftovers: []*bangerv1.Leftover{{Kind: "directory", Mended: fix}}, Checks: []Check{{Name: "kvm", Result: Warn, Detail: "d", Fix: "f"}}, Sources: map[string]string{"vm.memory": "file"}}
 }
 
 func (stubSystem) Shutdown() {}
@@ -89,7 +89,7 @@ func serveStub(t *testing.T, s System) *rpcclient.Client {
 	}
 	var protocols http.Protocols
 	protocols.SetUnencryptedHTTP2(true)
-	server := &http.Server{Handler: Handler(Services{System: s}), Protocols: &protocols} //nolint:gosec // a test's client is not slow
+	server := &http.Server{Handler: Handler(Services{System: s}), Protocols: &protocols} // a test's client is not slow
 	go server.Serve(ln)                                                                  //nolint:errcheck // ends with the test
 	t.Cleanup(func() { _ = server.Close() })
 	c, err := rpcclient.Connect(t.Context(), rpcclient.Options{Socket: socket})
@@ -161,9 +161,12 @@ func TestDefectIsAnErrorOfOneCall(t *testing.T) {
 func TestDoctor(t *testing.T) {
 	t.Parallel()
 	c := serveStub(t, stubSystem{func() error { return nil }})
-	res, err := c.System.Doctor(t.Context(), connect.NewRequest(&bangerv1.DoctorRequest{}))
+	res, err := c.System.Doctor(t.Context(), connect.NewRequest(&bangerv1.DoctorRequest{Fix: true}))
 	if err != nil {
 		t.Fatal(err)
+	}
+	if left := res.Msg.GetLeftovers(); len(left) != 1 || left[0].GetKind() != "directory" || !left[0].GetMended() {
+		t.Errorf("leftovers: %+v", left)
 	}
 	if checks := res.Msg.GetChecks(); len(checks) != 1 || checks[0].GetName() != "kvm" || checks[0].GetResult() != "warn" || checks[0].GetFix() != "f" ||
 		res.Msg.GetDefaultSources()["vm.memory"] != "file" {

@@ -207,7 +207,7 @@ func (b *bed) clean(svc *machines.Service) {
 func (b *bed) guestScript(script string) {
 	b.Helper()
 	b.host.guest = b.path("guest.sh")
-	if err := os.WriteFile(b.host.guest, []byte("#!/bin/sh\n"+script), 0o700); err != nil { //nolint:gosec // it is to be run
+	if err := os.WriteFile(b.host.guest, []byte("#!/bin/sh\n"+script), 0o700); err != nil { // it is to be run
 		b.Fatal(err)
 	}
 }
@@ -252,5 +252,5 @@ type stub struct{}
 func (stub) Status(context.Context) (rpcapi.Status, error) {
 	return rpcapi.Status{Version: "test"}, nil
 }
-func (stub) Doctor(context.Context) rpcapi.Report { return rpcapi.Report{} }
-func (stub) Shutdown()                            {}
+func (stub) Doctor(context.Context, bool) rpcapi.Report { return rpcapi.Report{} }
+func (stub) Shutdown()                                  {}

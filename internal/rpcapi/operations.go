@@ -40,6 +40,21 @@ func operate(
 	return send(result)
 }
 
+// perform serves a call with one answer, about a VM that there is: it does the work as an operation. The operation goes on
+// when the client has gone away.
+func perform(ctx context.Context, v *VMs, kind, ref string, work func(ctx context.Context, id string) error) error {
+	vm, err := v.machines.Get(ctx, ref)
+	if err != nil {
+		return toError(err)
+	}
+	op, err := v.operations.Start(ctx, operations.Request{Kind: kind, VM: vm.ID, Name: vm.Name},
+		func(ctx context.Context, _ *operations.Operation) error { return work(ctx, string(vm.ID)) })
+	if err != nil {
+		return toError(err)
+	}
+	return relay(ctx, op, func(*bangerv1.Progress) error { return nil })
+}
+
 // relay passes an operation's progress on until it has ended, and returns the error that it ended with.
 func relay(ctx context.Context, op *operations.Operation, send func(*bangerv1.Progress) error) error {
 	var last operations.Snapshot

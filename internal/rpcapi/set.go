@@ -7,6 +7,7 @@ import (
 
 	bangerv1 "banger/internal/gen/banger/v1"
 	"banger/internal/machines"
+	"banger/internal/microvm"
 )
 
 // Set implements the call of the same name.
@@ -27,9 +28,15 @@ func (v *VMs) Set(ctx context.Context, req *connect.Request[bangerv1.SetRequest]
 		d := m.GetIdleTimeout().AsDuration()
 		change.IdleTimeout = &d
 	}
-	info, results, err := v.machines.Set(ctx, m.GetVm(), change)
+	change.Weights = microvm.Weights{CPU: int(m.GetCpuWeight()), IO: int(m.GetIoWeight())}
+	var info machines.Info
+	var results []machines.SetResult
+	err := perform(ctx, v, "set", m.GetVm(), func(ctx context.Context, id string) (err error) {
+		info, results, err = v.machines.Set(ctx, id, change)
+		return err
+	})
 	if err != nil {
-		return nil, toError(err)
+		return nil, err
 	}
 	res := &bangerv1.SetResponse{Vm: toVM(info)}
 	for _, r := range results {

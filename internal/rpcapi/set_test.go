@@ -32,7 +32,7 @@ func TestSet(t *testing.T) {
 		got[r.GetKey()] = r.GetValue() + " " + r.GetEffect()
 	}
 	for key, want := range map[string]string{
-		"vcpus": "2 next-start", "memory": "256MiB next-start", "disk_size": "128MiB now", "ttl": "1h0m0s next-start",
+		"vcpus": "2 next-start", "memory": "256MiB next-start", "disk_size": "128MiB now", "ttl": "1h0m0s now",
 		"idle_timeout": "none unchanged", "label.k": "v now", "label.none": " unchanged",
 	} {
 		if got[key] != want {

@@ -7,7 +7,6 @@ import (
 
 	"connectrpc.com/connect"
 
-	"banger/internal/fault"
 	bangerv1 "banger/internal/gen/banger/v1"
 	"banger/internal/gen/banger/v1/bangerv1connect"
 	"banger/internal/images"
@@ -32,7 +31,8 @@ const (
 // System is what the daemon says of itself.
 type System interface {
 	Status(ctx context.Context) (Status, error)
-	Doctor(ctx context.Context) Report
+	// Doctor checks everything and, if fix is set, sees to what is left over.
+	Doctor(ctx context.Context, fix bool) Report
 	// Shutdown begins the daemon's end and returns at once.
 	Shutdown()
 }
@@ -51,9 +51,10 @@ type Status struct {
 
 // Report is the result of the checks.
 type Report struct {
-	Checks   []Check
-	Defaults *bangerv1.Spec
-	Sources  map[string]string // setting -> where its value comes from
+	Checks    []Check
+	Defaults  *bangerv1.Spec
+	Sources   map[string]string // setting -> where its value comes from
+	Leftovers []*bangerv1.Leftover
 }
 
 // systemServer serves the system service.
@@ -68,16 +69,16 @@ func (s systemServer) Status(
 	}
 	return connect.NewResponse(&bangerv1.StatusResponse{
 		Version: st.Version, Pid: int64(st.Pid), StartedAt: toTime(st.StartedAt), ResidentMemory: st.ResidentMemory,
-		Vms: int32(st.VMs), Running: int32(st.Running), Socket: st.Socket, //nolint:gosec // counts of VMs
+		Vms: int32(st.VMs), Running: int32(st.Running), Socket: st.Socket, // counts of VMs
 		StateDirectory: st.StateDirectory, ConfigFile: st.ConfigFile,
 	}), nil
 }
 
 func (s systemServer) Doctor(
-	ctx context.Context, _ *connect.Request[bangerv1.DoctorRequest],
+	ctx context.Context, req *connect.Request[bangerv1.DoctorRequest],
 ) (*connect.Response[bangerv1.DoctorResponse], error) {
-	report := s.system.Doctor(ctx)
-	res := &bangerv1.DoctorResponse{Defaults: report.Defaults, DefaultSources: report.Sources}
+	report := s.system.Doctor(ctx, req.Msg.GetFix())
+	res := &bangerv1.DoctorResponse{Defaults: report.Defaults, DefaultSources: report.Sources, Leftovers: report.Leftovers}
 	for _, c := range report.Checks {
 		res.Checks = append(res.Checks, &bangerv1.Check{Name: c.Name, Result: c.Result, Detail: c.Detail, Fix: c.Fix})
 	}
@@ -95,56 +96,8 @@ func (s systemServer) Shutdown(
 type imageServer struct {
 	images     *images.Store
 	kernels    *kernels.Store
+	machines   *machines.Service
 	operations *operations.Registry
-}
-
-func (s imageServer) ListImages(
-	_ context.Context, _ *connect.Request[bangerv1.ListImagesRequest],
-) (*connect.Response[bangerv1.ListImagesResponse], error) {
-	list, err := s.images.List()
-	if err != nil {
-		return nil, toError(err)
-	}
-	res := &bangerv1.ListImagesResponse{}
-	for _, im := range list {
-		res.Images = append(res.Images, toImage(im))
-	}
-	return connect.NewResponse(res), nil
-}
-
-func toImage(im images.Image) *bangerv1.Image {
-	return &bangerv1.Image{
-		Name: im.Name, Digest: im.Digest, Size: im.Size, CreatedAt: toTime(im.Created), Source: im.Source,
-	}
-}
-
-func (s imageServer) PullImage(
-	ctx context.Context, req *connect.Request[bangerv1.PullImageRequest], stream *connect.ServerStream[bangerv1.Event],
-) error {
-	if req.Msg.GetName() == "" {
-		return toError(fault.New(fault.Invalid, "no image named"))
-	}
-	return operate(ctx, s.operations, stream, operations.Request{Kind: "pull", Name: req.Msg.GetName()},
-		func(ctx context.Context, op *operations.Operation) (*bangerv1.Event, error) {
-			im, err := s.images.Ensure(ctx, req.Msg.GetName(), op.Report)
-			return &bangerv1.Event{Kind: &bangerv1.Event_Image{Image: toImage(im)}}, err
-		})
-}
-
-func (s imageServer) ListKernels(
-	_ context.Context, _ *connect.Request[bangerv1.ListKernelsRequest],
-) (*connect.Response[bangerv1.ListKernelsResponse], error) {
-	list, err := s.kernels.List()
-	if err != nil {
-		return nil, toError(err)
-	}
-	res := &bangerv1.ListKernelsResponse{}
-	for _, k := range list {
-		res.Kernels = append(res.Kernels, &bangerv1.Kernel{
-			Name: k.Name, Release: k.Release, Source: k.Package + " " + k.Version, CreatedAt: toTime(k.Created),
-		})
-	}
-	return connect.NewResponse(res), nil
 }
 
 // Services is what the API is an API of.
@@ -167,7 +120,8 @@ func Handler(s Services) http.Handler {
 		connect.WithReadMaxBytes(maxMessage),
 	}
 	mux.Handle(bangerv1connect.NewVMServiceHandler(&VMs{machines: s.Machines, operations: s.Operations}, options...))
-	mux.Handle(bangerv1connect.NewImageServiceHandler(imageServer{s.Images, s.Kernels, s.Operations}, options...))
+	mux.Handle(bangerv1connect.NewImageServiceHandler(imageServer{s.Images, s.Kernels, s.Machines, s.Operations}, options...))
+	mux.Handle(bangerv1connect.NewKernelServiceHandler(kernelServer{s.Kernels, s.Operations}, options...))
 	mux.Handle(bangerv1connect.NewOperationServiceHandler(operationServer{s.Operations}, options...))
 	mux.Handle(bangerv1connect.NewEventServiceHandler(eventServer{s.Journal}, options...))
 	mux.Handle(bangerv1connect.NewSystemServiceHandler(systemServer{s.System}, options...))

@@ -24,10 +24,25 @@ func toVM(info machines.Info) *bangerv1.VM {
 		KernelRelease: info.Status.KernelRelease, Directory: info.Directory,
 		DiskAllocated: info.DiskAllocated, DiskApparent: info.DiskApparent,
 	}
+	vm.Main, vm.ExposedPorts = toProcess(info.Spec.Main), info.Spec.ImageConfig.Ports
 	for _, st := range info.Status.Stages {
 		vm.StartStages = append(vm.StartStages, &bangerv1.Stage{Name: st.Name, Elapsed: durationpb.New(st.Elapsed)})
 	}
 	return vm
+}
+
+func toProcess(p *microvm.Process) *bangerv1.Process {
+	if p == nil {
+		return nil
+	}
+	return &bangerv1.Process{Args: p.Args, Dir: p.Dir, User: p.User}
+}
+
+func fromProcess(p *bangerv1.Process) *microvm.Process {
+	if p == nil {
+		return nil
+	}
+	return &microvm.Process{Args: p.GetArgs(), Dir: p.GetDir(), User: p.GetUser()}
 }
 
 func toTime(t time.Time) *timestamppb.Timestamp {
@@ -39,9 +54,10 @@ func toTime(t time.Time) *timestamppb.Timestamp {
 
 func toSpec(s microvm.Spec) *bangerv1.Spec {
 	return &bangerv1.Spec{
-		Image: s.Image, Kernel: s.Kernel, Vcpus: int32(s.VCPUs), Memory: s.Memory, DiskSize: s.DiskSize, //nolint:gosec // <= 32
+		Image: s.Image, Kernel: s.Kernel, Vcpus: int32(s.VCPUs), Memory: s.Memory, DiskSize: s.DiskSize, // <= 32
 		Init: string(s.Init), Net: string(s.Net), Backend: s.Backend, Env: s.Env, Labels: s.Labels,
 		Ttl: toDuration(s.TTL), IdleTimeout: toDuration(s.IdleTimeout),
+		CpuWeight: int32(s.Weights.CPU), IoWeight: int32(s.Weights.IO), // <= 10000
 	}
 }
 
@@ -51,6 +67,7 @@ func fromSpec(s *bangerv1.Spec) microvm.Spec {
 		DiskSize: s.GetDiskSize(), Init: microvm.Init(s.GetInit()), Net: microvm.Net(s.GetNet()),
 		Backend: s.GetBackend(), Env: s.GetEnv(), Labels: s.GetLabels(),
 		TTL: s.GetTtl().AsDuration(), IdleTimeout: s.GetIdleTimeout().AsDuration(),
+		Weights: microvm.Weights{CPU: int(s.GetCpuWeight()), IO: int(s.GetIoWeight())},
 	}
 }
 
@@ -64,7 +81,7 @@ func toDuration(d time.Duration) *durationpb.Duration {
 
 func toProgress(u progress.Update) *bangerv1.Progress {
 	p := &bangerv1.Progress{
-		Stage: u.Stage, Detail: u.Detail, Current: u.Current, Total: u.Total, Unit: u.Unit, Ended: u.Ended, Error: u.Err,
+		Stage: u.Stage, Detail: u.Detail, Current: u.Current, Total: u.Total, Unit: u.Unit, Ended: u.Ended, Error: u.Err, Warning: u.Warning,
 	}
 	if u.Ended {
 		p.Elapsed = durationpb.New(u.Elapsed)
@@ -76,6 +93,9 @@ func toProgress(u progress.Update) *bangerv1.Progress {
 func fromExec(e *bangerv1.ExecSpec, vmEnv map[string]string) (guestproto.ExecSpec, error) {
 	rows, cols, err := fromSize(e.GetSize())
 	if err != nil {
+		return guestproto.ExecSpec{}, err
+	}
+	if err := microvm.ValidateEnvWords(e.GetEnv()); err != nil {
 		return guestproto.ExecSpec{}, err
 	}
 	env := make([]string, 0, len(vmEnv)+len(e.GetEnv()))
@@ -93,5 +113,5 @@ func fromSize(s *bangerv1.WindowSize) (rows, cols uint16, err error) {
 	if s.GetRows() > most || s.GetCols() > most {
 		return 0, 0, fault.New(fault.Invalid, "window size %dx%d is too large", s.GetRows(), s.GetCols())
 	}
-	return uint16(s.GetRows()), uint16(s.GetCols()), nil //nolint:gosec // checked above
+	return uint16(s.GetRows()), uint16(s.GetCols()), nil // checked above
 }

@@ -63,8 +63,10 @@ func (v *VMs) Create(
 func (v *VMs) create(
 	ctx context.Context, op *operations.Operation, req *bangerv1.CreateRequest, ephemeral bool,
 ) (machines.Info, error) {
+	spec := fromSpec(req.GetSpec())
+	spec.Main = fromProcess(req.GetMain())
 	vm, err := v.machines.Create(ctx, machines.CreateRequest{
-		Name: req.GetName(), Spec: fromSpec(req.GetSpec()), Ephemeral: ephemeral,
+		Name: req.GetName(), Spec: spec, Ephemeral: ephemeral,
 	}, op.Report)
 	if err != nil {
 		return machines.Info{}, err

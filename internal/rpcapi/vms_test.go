@@ -225,6 +225,7 @@ func TestExecRefuses(t *testing.T) {
 		"not executable": {"a", &bangerv1.ExecSpec{Args: []string{"/etc/passwd"}}, fault.Denied, rpcclient.KindCommandNotExecutable},
 		"no directory":   {"a", &bangerv1.ExecSpec{Args: []string{"true"}, Dir: "/no/such"}, fault.Precondition, "precondition"},
 		"no user":        {"a", &bangerv1.ExecSpec{Args: []string{"true"}, User: "nosuchuser"}, fault.Invalid, "invalid"},
+		"bad variable":   {"a", &bangerv1.ExecSpec{Args: []string{"true"}, Env: []string{"A B=x"}}, fault.Invalid, "invalid"},
 		"bad size":       {"a", &bangerv1.ExecSpec{Args: []string{"true"}, Tty: true, Size: &bangerv1.WindowSize{Rows: 1 << 20}}, fault.Invalid, "invalid"},
 	} {
 		t.Run(name, func(t *testing.T) {

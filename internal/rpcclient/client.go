@@ -51,6 +51,7 @@ type Client struct {
 	Operations bangerv1connect.OperationServiceClient
 	Events     bangerv1connect.EventServiceClient
 	Images     bangerv1connect.ImageServiceClient
+	Kernels    bangerv1connect.KernelServiceClient
 	System     bangerv1connect.SystemServiceClient
 	// Status is what the daemon said of itself when the connection was made.
 	Status *bangerv1.StatusResponse
@@ -158,6 +159,7 @@ func newClient(socket string, first net.Conn) *Client {
 		Operations: bangerv1connect.NewOperationServiceClient(h, baseURL, options),
 		Events:     bangerv1connect.NewEventServiceClient(h, baseURL, options),
 		Images:     bangerv1connect.NewImageServiceClient(h, baseURL, options),
+		Kernels:    bangerv1connect.NewKernelServiceClient(h, baseURL, options),
 		System:     bangerv1connect.NewSystemServiceClient(h, baseURL, options),
 		transport:  t,
 	}

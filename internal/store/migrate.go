@@ -80,14 +80,25 @@ func version(ctx context.Context, path string) (int, error) {
 // keepCopy writes a whole copy of the database to a new file, by way of a temporary name.
 func keepCopy(ctx context.Context, db *sql.DB, path string) error {
 	tmp := path + ".tmp"
-	if err := os.Remove(tmp); err != nil && !errors.Is(err, fs.ErrNotExist) {
-		return fmt.Errorf("remove left-over copy: %w", err)
+	if err := removeCopy(tmp); err != nil {
+		return err
 	}
 	if _, err := db.ExecContext(ctx, `VACUUM INTO ?`, tmp); err != nil {
-		return storageError("copy database before migration", err)
+		// Half a copy is of no use, and the room may be what is missing.
+		return errors.Join(storageError("copy database before migration", err), removeCopy(tmp))
 	}
 	if err := os.Rename(tmp, path); err != nil {
 		return fmt.Errorf("keep copy of database: %w", err)
+	}
+	return nil
+}
+
+// removeCopy removes what an attempt to copy that failed, or was killed, has left.
+func removeCopy(tmp string) error {
+	for _, path := range []string{tmp, tmp + "-journal"} {
+		if err := os.Remove(path); err != nil && !errors.Is(err, fs.ErrNotExist) {
+			return fmt.Errorf("remove left-over copy: %w", err)
+		}
 	}
 	return nil
 }

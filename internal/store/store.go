@@ -33,6 +33,7 @@ type Store struct {
 	db      *sql.DB
 	journal *journal.Journal
 	now     func() time.Time
+	listing listing
 }
 
 // Open opens the database at path, makes it if it does not exist, and brings an older one up to date, with a copy of it
@@ -45,7 +46,7 @@ func Open(ctx context.Context, path string) (*Store, error) {
 	if err != nil {
 		return nil, err
 	}
-	return &Store{db: db, journal: journal.New(db), now: time.Now}, nil
+	return &Store{db: db, journal: journal.New(db), now: time.Now, listing: newListing()}, nil
 }
 
 // Journal returns the journal of what happened to the VMs.
@@ -66,12 +67,15 @@ func open(path, mode string) (*sql.DB, error) {
 	if err != nil {
 		return nil, fmt.Errorf("open database %s: %w", path, err)
 	}
-	db.SetMaxOpenConns(4)
+	db.SetMaxOpenConns(5) // one of them is the listing's
 	return db, nil
 }
 
 // Close closes the database.
-func (s *Store) Close() error { return s.db.Close() }
+func (s *Store) Close() error {
+	s.listing.close()
+	return s.db.Close()
+}
 
 // Insert records a new VM. It sets CreatedAt and ChangedAt. A name that is taken is fault.Exists.
 func (s *Store) Insert(ctx context.Context, vm *microvm.VM) error {
@@ -112,30 +116,13 @@ func (s *Store) Get(ctx context.Context, id microvm.ID) (microvm.VM, error) {
 	return vm, nil
 }
 
-// List returns every VM, oldest first.
-func (s *Store) List(ctx context.Context) ([]microvm.VM, error) {
-	rows, err := s.db.QueryContext(ctx, `SELECT `+columns+` FROM vms ORDER BY created_at, id`)
+// SetImage records which image a VM that is being created got, and what the image adds to its specification.
+func (s *Store) SetImage(ctx context.Context, id microvm.ID, digest string, spec microvm.Spec) error {
+	text, err := json.Marshal(spec)
 	if err != nil {
-		return nil, storageError("list VMs", err)
+		return fmt.Errorf("encode spec of VM %s: %w", id, err)
 	}
-	defer rows.Close() //nolint:errcheck // rows.Err tells
-	var vms []microvm.VM
-	for rows.Next() {
-		vm, err := scan(rows)
-		if err != nil {
-			return nil, storageError("list VMs", err)
-		}
-		vms = append(vms, vm)
-	}
-	if err := rows.Err(); err != nil {
-		return nil, storageError("list VMs", err)
-	}
-	return vms, nil
-}
-
-// SetImageDigest records which image a VM that is being created got.
-func (s *Store) SetImageDigest(ctx context.Context, id microvm.ID, digest string) error {
-	if _, err := s.db.ExecContext(ctx, `UPDATE vms SET image_digest = ? WHERE id = ?`, digest, id); err != nil {
+	if _, err := s.db.ExecContext(ctx, `UPDATE vms SET image_digest = ?, spec = ? WHERE id = ?`, digest, string(text), id); err != nil {
 		return storageError("record image of VM "+string(id), err)
 	}
 	return nil
@@ -157,17 +144,6 @@ func (s *Store) UpdateSpec(ctx context.Context, id microvm.ID, spec microvm.Spec
 		return e, err
 	})
 	return storageError("record spec of VM "+string(id), err)
-}
-
-// ImageInUse reports whether a VM's disks belong to the image with this digest. A VM that is being created counts, too:
-// which image it will get is not recorded yet.
-func (s *Store) ImageInUse(ctx context.Context, digest string) (bool, error) {
-	var n int
-	err := s.db.QueryRowContext(ctx, `SELECT count(*) FROM vms WHERE image_digest = ? OR image_digest = ''`, digest).Scan(&n)
-	if err != nil {
-		return false, storageError("look for VMs of an image", err)
-	}
-	return n > 0, nil
 }
 
 // Change is a change of state.

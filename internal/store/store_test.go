@@ -132,34 +132,42 @@ func TestBootIDLivesAsLongAsTheGuest(t *testing.T) {
 	}
 }
 
-func TestImageInUse(t *testing.T) {
+func TestImageUsers(t *testing.T) {
 	t.Parallel()
 	s, _ := open(t)
 	ctx := t.Context()
-	inUse := func(digest string) bool {
+	users := func() []store.ImageUser {
 		t.Helper()
-		used, err := s.ImageInUse(ctx, digest)
+		users, err := s.ImageUsers(ctx)
 		if err != nil {
 			t.Fatal(err)
 		}
-		return used
+		return users
 	}
 	vm := sample("a")
 	vm.ImageDigest = ""
-	if inUse("sha256:01") {
-		t.Fatal("in use without a VM")
+	if got := users(); len(got) != 0 {
+		t.Fatalf("users without a VM: %v", got)
 	}
 	if err := s.Insert(ctx, vm); err != nil {
 		t.Fatal(err)
 	}
-	if !inUse("sha256:02") {
-		t.Fatal("a VM that is being created may use any image")
+	want := store.ImageUser{VM: "a", ID: vm.ID, Image: vm.Spec.Image}
+	if got := users(); len(got) != 1 || got[0] != want {
+		t.Fatalf("while it is created: %v", got)
 	}
-	if err := s.SetImageDigest(ctx, vm.ID, "sha256:01"); err != nil {
+	if err := s.SetImage(ctx, vm.ID, "sha256:01", vm.Spec); err != nil {
 		t.Fatal(err)
 	}
-	if !inUse("sha256:01") || inUse("sha256:02") {
-		t.Fatal("in use must be what the VM has, and nothing else")
+	want.Digest = "sha256:01"
+	if got := users(); len(got) != 1 || got[0] != want {
+		t.Fatalf("with its image: %v", got)
+	}
+	if err := s.Remove(ctx, vm.ID); err != nil {
+		t.Fatal(err)
+	}
+	if got := users(); len(got) != 0 {
+		t.Fatalf("after its end: %v", got)
 	}
 }
 

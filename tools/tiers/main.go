@@ -1,10 +1,10 @@
 // Command tiers runs the project's tests by tier and sums them up.
 //
-//	go -C tools run ./tiers tools unit host vm
+//	go -C tools run ./tiers tools unit vm
 //
 // The unit tier is every test that has no build constraint, and those that use the fake backend (fakevmm); the tier tools
-// is the tests of this module. The tiers host and vm are the tests in files that need the build tag of that name, and
-// nothing else of their packages. Failing tests are shown with all their output, skipped ones
+// is the tests of this module. The tier vm is the tests in files that need the build tag of that name, and nothing else of
+// their packages; it includes those that are run as another user and so are skipped without root. Failing tests are shown with all their output, skipped ones
 // with their reason. The last line says how many tests passed, failed and were skipped in all tiers; subtests count, tests
 // that only hold them do not. The exit status is 1 if anything failed.
 package main
@@ -33,7 +33,6 @@ func tiers() []tier {
 		{name: "tools", dir: "tools"},
 		// The fake backend stands in for a VMM; everything else in those tests is real.
 		{name: "unit", args: []string{"-race", "-tags", "fakevmm"}},
-		{name: "host", tag: "host", args: []string{"-timeout", "10m"}},
 		// One package at a time: the tests within it start VMs side by side already.
 		{name: "vm", tag: "vm", args: []string{"-timeout", "30m", "-p", "1"}},
 	}
@@ -79,7 +78,7 @@ func find(name string) (tier, error) {
 			return t, nil
 		}
 	}
-	return tier{}, fmt.Errorf("no tier %q: there are tools, unit, host and vm", name)
+	return tier{}, fmt.Errorf("no tier %q: there are tools, unit and vm", name)
 }
 
 func runTier(ctx context.Context, t tier) (counts, error) {

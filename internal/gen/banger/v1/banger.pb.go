@@ -108,6 +108,7 @@ type Progress struct {
 	Ended         bool                   `protobuf:"varint,6,opt,name=ended,proto3" json:"ended,omitempty"`
 	Elapsed       *durationpb.Duration   `protobuf:"bytes,7,opt,name=elapsed,proto3" json:"elapsed,omitempty"` // with ended
 	Error         string                 `protobuf:"bytes,8,opt,name=error,proto3" json:"error,omitempty"`     // with ended: why the stage failed
+	Warning       string                 `protobuf:"bytes,9,opt,name=warning,proto3" json:"warning,omitempty"` // what people should know although the work goes on; usually empty
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
@@ -198,6 +199,13 @@ func (x *Progress) GetError() string {
 	return ""
 }
 
+func (x *Progress) GetWarning() string {
+	if x != nil {
+		return x.Warning
+	}
+	return ""
+}
+
 // Event is one message of a long call.
 type Event struct {
 	state       protoimpl.MessageState `protogen:"open.v1"`
@@ -207,6 +215,7 @@ type Event struct {
 	//	*Event_Progress
 	//	*Event_Vm
 	//	*Event_Image
+	//	*Event_Kernel
 	Kind          isEvent_Kind `protobuf_oneof:"kind"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
@@ -283,6 +292,15 @@ func (x *Event) GetImage() *Image {
 	return nil
 }
 
+func (x *Event) GetKernel() *Kernel {
+	if x != nil {
+		if x, ok := x.Kind.(*Event_Kernel); ok {
+			return x.Kernel
+		}
+	}
+	return nil
+}
+
 type isEvent_Kind interface {
 	isEvent_Kind()
 }
@@ -299,11 +317,17 @@ type Event_Image struct {
 	Image *Image `protobuf:"bytes,4,opt,name=image,proto3,oneof"` // the result, last
 }
 
+type Event_Kernel struct {
+	Kernel *Kernel `protobuf:"bytes,5,opt,name=kernel,proto3,oneof"` // the result, last
+}
+
 func (*Event_Progress) isEvent_Kind() {}
 
 func (*Event_Vm) isEvent_Kind() {}
 
 func (*Event_Image) isEvent_Kind() {}
+
+func (*Event_Kernel) isEvent_Kind() {}
 
 type VM struct {
 	state         protoimpl.MessageState `protogen:"open.v1"`
@@ -327,6 +351,8 @@ type VM struct {
 	StartStages   []*Stage               `protobuf:"bytes,18,rep,name=start_stages,json=startStages,proto3" json:"start_stages,omitempty"`        // of the last start
 	DiskAllocated int64                  `protobuf:"varint,19,opt,name=disk_allocated,json=diskAllocated,proto3" json:"disk_allocated,omitempty"` // bytes that its writable disks take up on the host
 	DiskApparent  int64                  `protobuf:"varint,20,opt,name=disk_apparent,json=diskApparent,proto3" json:"disk_apparent,omitempty"`    // bytes that they may take up: they are sparse
+	Main          *Process               `protobuf:"bytes,21,opt,name=main,proto3" json:"main,omitempty"`                                         // its main process; unset: none
+	ExposedPorts  []string               `protobuf:"bytes,22,rep,name=exposed_ports,json=exposedPorts,proto3" json:"exposed_ports,omitempty"`     // that its image says it listens on: "80/tcp"
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
@@ -501,6 +527,81 @@ func (x *VM) GetDiskApparent() int64 {
 	return 0
 }
 
+func (x *VM) GetMain() *Process {
+	if x != nil {
+		return x.Main
+	}
+	return nil
+}
+
+func (x *VM) GetExposedPorts() []string {
+	if x != nil {
+		return x.ExposedPorts
+	}
+	return nil
+}
+
+// Process is a command of a VM. What is empty is as the VM's image says.
+type Process struct {
+	state         protoimpl.MessageState `protogen:"open.v1"`
+	Args          []string               `protobuf:"bytes,1,rep,name=args,proto3" json:"args,omitempty"`
+	Dir           string                 `protobuf:"bytes,2,opt,name=dir,proto3" json:"dir,omitempty"`
+	User          string                 `protobuf:"bytes,3,opt,name=user,proto3" json:"user,omitempty"` // name, uid, name:group or uid:gid
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *Process) Reset() {
+	*x = Process{}
+	mi := &file_banger_v1_banger_proto_msgTypes[4]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *Process) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*Process) ProtoMessage() {}
+
+func (x *Process) ProtoReflect() protoreflect.Message {
+	mi := &file_banger_v1_banger_proto_msgTypes[4]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use Process.ProtoReflect.Descriptor instead.
+func (*Process) Descriptor() ([]byte, []int) {
+	return file_banger_v1_banger_proto_rawDescGZIP(), []int{4}
+}
+
+func (x *Process) GetArgs() []string {
+	if x != nil {
+		return x.Args
+	}
+	return nil
+}
+
+func (x *Process) GetDir() string {
+	if x != nil {
+		return x.Dir
+	}
+	return ""
+}
+
+func (x *Process) GetUser() string {
+	if x != nil {
+		return x.User
+	}
+	return ""
+}
+
 // Stage is one finished step of a start.
 type Stage struct {
 	state         protoimpl.MessageState `protogen:"open.v1"`
@@ -512,7 +613,7 @@ type Stage struct {
 
 func (x *Stage) Reset() {
 	*x = Stage{}
-	mi := &file_banger_v1_banger_proto_msgTypes[4]
+	mi := &file_banger_v1_banger_proto_msgTypes[5]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -524,7 +625,7 @@ func (x *Stage) String() string {
 func (*Stage) ProtoMessage() {}
 
 func (x *Stage) ProtoReflect() protoreflect.Message {
-	mi := &file_banger_v1_banger_proto_msgTypes[4]
+	mi := &file_banger_v1_banger_proto_msgTypes[5]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -537,7 +638,7 @@ func (x *Stage) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Stage.ProtoReflect.Descriptor instead.
 func (*Stage) Descriptor() ([]byte, []int) {
-	return file_banger_v1_banger_proto_rawDescGZIP(), []int{4}
+	return file_banger_v1_banger_proto_rawDescGZIP(), []int{5}
 }
 
 func (x *Stage) GetName() string {
@@ -569,13 +670,15 @@ type Spec struct {
 	Labels        map[string]string      `protobuf:"bytes,10,rep,name=labels,proto3" json:"labels,omitempty" protobuf_key:"bytes,1,opt,name=key" protobuf_val:"bytes,2,opt,name=value"`
 	Ttl           *durationpb.Duration   `protobuf:"bytes,11,opt,name=ttl,proto3" json:"ttl,omitempty"`                                    // from the start on; then it is stopped; unset or 0: none
 	IdleTimeout   *durationpb.Duration   `protobuf:"bytes,12,opt,name=idle_timeout,json=idleTimeout,proto3" json:"idle_timeout,omitempty"` // without exec, network or CPU activity; then it is stopped; unset or 0: none
+	CpuWeight     int32                  `protobuf:"varint,13,opt,name=cpu_weight,json=cpuWeight,proto3" json:"cpu_weight,omitempty"`      // 1 to 10000: share of the host's CPUs when others want them too; 0: the default, 100
+	IoWeight      int32                  `protobuf:"varint,14,opt,name=io_weight,json=ioWeight,proto3" json:"io_weight,omitempty"`         // likewise of its disks
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
 
 func (x *Spec) Reset() {
 	*x = Spec{}
-	mi := &file_banger_v1_banger_proto_msgTypes[5]
+	mi := &file_banger_v1_banger_proto_msgTypes[6]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -587,7 +690,7 @@ func (x *Spec) String() string {
 func (*Spec) ProtoMessage() {}
 
 func (x *Spec) ProtoReflect() protoreflect.Message {
-	mi := &file_banger_v1_banger_proto_msgTypes[5]
+	mi := &file_banger_v1_banger_proto_msgTypes[6]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -600,7 +703,7 @@ func (x *Spec) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Spec.ProtoReflect.Descriptor instead.
 func (*Spec) Descriptor() ([]byte, []int) {
-	return file_banger_v1_banger_proto_rawDescGZIP(), []int{5}
+	return file_banger_v1_banger_proto_rawDescGZIP(), []int{6}
 }
 
 func (x *Spec) GetImage() string {
@@ -687,18 +790,35 @@ func (x *Spec) GetIdleTimeout() *durationpb.Duration {
 	return nil
 }
 
+func (x *Spec) GetCpuWeight() int32 {
+	if x != nil {
+		return x.CpuWeight
+	}
+	return 0
+}
+
+func (x *Spec) GetIoWeight() int32 {
+	if x != nil {
+		return x.IoWeight
+	}
+	return 0
+}
+
 type CreateRequest struct {
-	state         protoimpl.MessageState `protogen:"open.v1"`
-	Name          string                 `protobuf:"bytes,1,opt,name=name,proto3" json:"name,omitempty"` // empty: the daemon makes one up
-	Spec          *Spec                  `protobuf:"bytes,2,opt,name=spec,proto3" json:"spec,omitempty"`
-	Start         bool                   `protobuf:"varint,3,opt,name=start,proto3" json:"start,omitempty"`
+	state protoimpl.MessageState `protogen:"open.v1"`
+	Name  string                 `protobuf:"bytes,1,opt,name=name,proto3" json:"name,omitempty"` // empty: the daemon makes one up
+	Spec  *Spec                  `protobuf:"bytes,2,opt,name=spec,proto3" json:"spec,omitempty"`
+	Start bool                   `protobuf:"varint,3,opt,name=start,proto3" json:"start,omitempty"`
+	// The VM's main process, which runs from each start on and whose end stops the VM. Without args it is what the image
+	// runs, if that is more than a shell or an init; else there is none. Unset: none.
+	Main          *Process `protobuf:"bytes,4,opt,name=main,proto3" json:"main,omitempty"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
 
 func (x *CreateRequest) Reset() {
 	*x = CreateRequest{}
-	mi := &file_banger_v1_banger_proto_msgTypes[6]
+	mi := &file_banger_v1_banger_proto_msgTypes[7]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -710,7 +830,7 @@ func (x *CreateRequest) String() string {
 func (*CreateRequest) ProtoMessage() {}
 
 func (x *CreateRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_banger_v1_banger_proto_msgTypes[6]
+	mi := &file_banger_v1_banger_proto_msgTypes[7]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -723,7 +843,7 @@ func (x *CreateRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use CreateRequest.ProtoReflect.Descriptor instead.
 func (*CreateRequest) Descriptor() ([]byte, []int) {
-	return file_banger_v1_banger_proto_rawDescGZIP(), []int{6}
+	return file_banger_v1_banger_proto_rawDescGZIP(), []int{7}
 }
 
 func (x *CreateRequest) GetName() string {
@@ -747,6 +867,13 @@ func (x *CreateRequest) GetStart() bool {
 	return false
 }
 
+func (x *CreateRequest) GetMain() *Process {
+	if x != nil {
+		return x.Main
+	}
+	return nil
+}
+
 type StartRequest struct {
 	state         protoimpl.MessageState `protogen:"open.v1"`
 	Vm            string                 `protobuf:"bytes,1,opt,name=vm,proto3" json:"vm,omitempty"` // name, id or unambiguous prefix of an id
@@ -756,7 +883,7 @@ type StartRequest struct {
 
 func (x *StartRequest) Reset() {
 	*x = StartRequest{}
-	mi := &file_banger_v1_banger_proto_msgTypes[7]
+	mi := &file_banger_v1_banger_proto_msgTypes[8]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -768,7 +895,7 @@ func (x *StartRequest) String() string {
 func (*StartRequest) ProtoMessage() {}
 
 func (x *StartRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_banger_v1_banger_proto_msgTypes[7]
+	mi := &file_banger_v1_banger_proto_msgTypes[8]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -781,7 +908,7 @@ func (x *StartRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use StartRequest.ProtoReflect.Descriptor instead.
 func (*StartRequest) Descriptor() ([]byte, []int) {
-	return file_banger_v1_banger_proto_rawDescGZIP(), []int{7}
+	return file_banger_v1_banger_proto_rawDescGZIP(), []int{8}
 }
 
 func (x *StartRequest) GetVm() string {
@@ -801,7 +928,7 @@ type StopRequest struct {
 
 func (x *StopRequest) Reset() {
 	*x = StopRequest{}
-	mi := &file_banger_v1_banger_proto_msgTypes[8]
+	mi := &file_banger_v1_banger_proto_msgTypes[9]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -813,7 +940,7 @@ func (x *StopRequest) String() string {
 func (*StopRequest) ProtoMessage() {}
 
 func (x *StopRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_banger_v1_banger_proto_msgTypes[8]
+	mi := &file_banger_v1_banger_proto_msgTypes[9]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -826,7 +953,7 @@ func (x *StopRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use StopRequest.ProtoReflect.Descriptor instead.
 func (*StopRequest) Descriptor() ([]byte, []int) {
-	return file_banger_v1_banger_proto_rawDescGZIP(), []int{8}
+	return file_banger_v1_banger_proto_rawDescGZIP(), []int{9}
 }
 
 func (x *StopRequest) GetVm() string {
@@ -853,7 +980,7 @@ type DeleteRequest struct {
 
 func (x *DeleteRequest) Reset() {
 	*x = DeleteRequest{}
-	mi := &file_banger_v1_banger_proto_msgTypes[9]
+	mi := &file_banger_v1_banger_proto_msgTypes[10]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -865,7 +992,7 @@ func (x *DeleteRequest) String() string {
 func (*DeleteRequest) ProtoMessage() {}
 
 func (x *DeleteRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_banger_v1_banger_proto_msgTypes[9]
+	mi := &file_banger_v1_banger_proto_msgTypes[10]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -878,7 +1005,7 @@ func (x *DeleteRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use DeleteRequest.ProtoReflect.Descriptor instead.
 func (*DeleteRequest) Descriptor() ([]byte, []int) {
-	return file_banger_v1_banger_proto_rawDescGZIP(), []int{9}
+	return file_banger_v1_banger_proto_rawDescGZIP(), []int{10}
 }
 
 func (x *DeleteRequest) GetVm() string {
@@ -905,7 +1032,7 @@ type RestartRequest struct {
 
 func (x *RestartRequest) Reset() {
 	*x = RestartRequest{}
-	mi := &file_banger_v1_banger_proto_msgTypes[10]
+	mi := &file_banger_v1_banger_proto_msgTypes[11]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -917,7 +1044,7 @@ func (x *RestartRequest) String() string {
 func (*RestartRequest) ProtoMessage() {}
 
 func (x *RestartRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_banger_v1_banger_proto_msgTypes[10]
+	mi := &file_banger_v1_banger_proto_msgTypes[11]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -930,7 +1057,7 @@ func (x *RestartRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use RestartRequest.ProtoReflect.Descriptor instead.
 func (*RestartRequest) Descriptor() ([]byte, []int) {
-	return file_banger_v1_banger_proto_rawDescGZIP(), []int{10}
+	return file_banger_v1_banger_proto_rawDescGZIP(), []int{11}
 }
 
 func (x *RestartRequest) GetVm() string {
@@ -957,7 +1084,7 @@ type KillRequest struct {
 
 func (x *KillRequest) Reset() {
 	*x = KillRequest{}
-	mi := &file_banger_v1_banger_proto_msgTypes[11]
+	mi := &file_banger_v1_banger_proto_msgTypes[12]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -969,7 +1096,7 @@ func (x *KillRequest) String() string {
 func (*KillRequest) ProtoMessage() {}
 
 func (x *KillRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_banger_v1_banger_proto_msgTypes[11]
+	mi := &file_banger_v1_banger_proto_msgTypes[12]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -982,7 +1109,7 @@ func (x *KillRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use KillRequest.ProtoReflect.Descriptor instead.
 func (*KillRequest) Descriptor() ([]byte, []int) {
-	return file_banger_v1_banger_proto_rawDescGZIP(), []int{11}
+	return file_banger_v1_banger_proto_rawDescGZIP(), []int{12}
 }
 
 func (x *KillRequest) GetVm() string {
@@ -1008,7 +1135,7 @@ type PauseRequest struct {
 
 func (x *PauseRequest) Reset() {
 	*x = PauseRequest{}
-	mi := &file_banger_v1_banger_proto_msgTypes[12]
+	mi := &file_banger_v1_banger_proto_msgTypes[13]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1020,7 +1147,7 @@ func (x *PauseRequest) String() string {
 func (*PauseRequest) ProtoMessage() {}
 
 func (x *PauseRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_banger_v1_banger_proto_msgTypes[12]
+	mi := &file_banger_v1_banger_proto_msgTypes[13]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1033,7 +1160,7 @@ func (x *PauseRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use PauseRequest.ProtoReflect.Descriptor instead.
 func (*PauseRequest) Descriptor() ([]byte, []int) {
-	return file_banger_v1_banger_proto_rawDescGZIP(), []int{12}
+	return file_banger_v1_banger_proto_rawDescGZIP(), []int{13}
 }
 
 func (x *PauseRequest) GetVm() string {
@@ -1052,7 +1179,7 @@ type ResumeRequest struct {
 
 func (x *ResumeRequest) Reset() {
 	*x = ResumeRequest{}
-	mi := &file_banger_v1_banger_proto_msgTypes[13]
+	mi := &file_banger_v1_banger_proto_msgTypes[14]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1064,7 +1191,7 @@ func (x *ResumeRequest) String() string {
 func (*ResumeRequest) ProtoMessage() {}
 
 func (x *ResumeRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_banger_v1_banger_proto_msgTypes[13]
+	mi := &file_banger_v1_banger_proto_msgTypes[14]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1077,7 +1204,7 @@ func (x *ResumeRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ResumeRequest.ProtoReflect.Descriptor instead.
 func (*ResumeRequest) Descriptor() ([]byte, []int) {
-	return file_banger_v1_banger_proto_rawDescGZIP(), []int{13}
+	return file_banger_v1_banger_proto_rawDescGZIP(), []int{14}
 }
 
 func (x *ResumeRequest) GetVm() string {
@@ -1097,13 +1224,15 @@ type SetRequest struct {
 	RemoveLabels  []string               `protobuf:"bytes,6,rep,name=remove_labels,json=removeLabels,proto3" json:"remove_labels,omitempty"`
 	Ttl           *durationpb.Duration   `protobuf:"bytes,7,opt,name=ttl,proto3,oneof" json:"ttl,omitempty"`                                    // 0: none
 	IdleTimeout   *durationpb.Duration   `protobuf:"bytes,8,opt,name=idle_timeout,json=idleTimeout,proto3,oneof" json:"idle_timeout,omitempty"` // 0: none
+	CpuWeight     int32                  `protobuf:"varint,9,opt,name=cpu_weight,json=cpuWeight,proto3" json:"cpu_weight,omitempty"`            // 1 to 10000; 0: as it is
+	IoWeight      int32                  `protobuf:"varint,10,opt,name=io_weight,json=ioWeight,proto3" json:"io_weight,omitempty"`              // likewise
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
 
 func (x *SetRequest) Reset() {
 	*x = SetRequest{}
-	mi := &file_banger_v1_banger_proto_msgTypes[14]
+	mi := &file_banger_v1_banger_proto_msgTypes[15]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1115,7 +1244,7 @@ func (x *SetRequest) String() string {
 func (*SetRequest) ProtoMessage() {}
 
 func (x *SetRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_banger_v1_banger_proto_msgTypes[14]
+	mi := &file_banger_v1_banger_proto_msgTypes[15]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1128,7 +1257,7 @@ func (x *SetRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use SetRequest.ProtoReflect.Descriptor instead.
 func (*SetRequest) Descriptor() ([]byte, []int) {
-	return file_banger_v1_banger_proto_rawDescGZIP(), []int{14}
+	return file_banger_v1_banger_proto_rawDescGZIP(), []int{15}
 }
 
 func (x *SetRequest) GetVm() string {
@@ -1187,6 +1316,20 @@ func (x *SetRequest) GetIdleTimeout() *durationpb.Duration {
 	return nil
 }
 
+func (x *SetRequest) GetCpuWeight() int32 {
+	if x != nil {
+		return x.CpuWeight
+	}
+	return 0
+}
+
+func (x *SetRequest) GetIoWeight() int32 {
+	if x != nil {
+		return x.IoWeight
+	}
+	return 0
+}
+
 type SetResponse struct {
 	state         protoimpl.MessageState `protogen:"open.v1"`
 	Vm            *VM                    `protobuf:"bytes,1,opt,name=vm,proto3" json:"vm,omitempty"`
@@ -1197,7 +1340,7 @@ type SetResponse struct {
 
 func (x *SetResponse) Reset() {
 	*x = SetResponse{}
-	mi := &file_banger_v1_banger_proto_msgTypes[15]
+	mi := &file_banger_v1_banger_proto_msgTypes[16]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1209,7 +1352,7 @@ func (x *SetResponse) String() string {
 func (*SetResponse) ProtoMessage() {}
 
 func (x *SetResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_banger_v1_banger_proto_msgTypes[15]
+	mi := &file_banger_v1_banger_proto_msgTypes[16]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1222,7 +1365,7 @@ func (x *SetResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use SetResponse.ProtoReflect.Descriptor instead.
 func (*SetResponse) Descriptor() ([]byte, []int) {
-	return file_banger_v1_banger_proto_rawDescGZIP(), []int{15}
+	return file_banger_v1_banger_proto_rawDescGZIP(), []int{16}
 }
 
 func (x *SetResponse) GetVm() *VM {
@@ -1252,7 +1395,7 @@ type SetResult struct {
 
 func (x *SetResult) Reset() {
 	*x = SetResult{}
-	mi := &file_banger_v1_banger_proto_msgTypes[16]
+	mi := &file_banger_v1_banger_proto_msgTypes[17]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1264,7 +1407,7 @@ func (x *SetResult) String() string {
 func (*SetResult) ProtoMessage() {}
 
 func (x *SetResult) ProtoReflect() protoreflect.Message {
-	mi := &file_banger_v1_banger_proto_msgTypes[16]
+	mi := &file_banger_v1_banger_proto_msgTypes[17]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1277,7 +1420,7 @@ func (x *SetResult) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use SetResult.ProtoReflect.Descriptor instead.
 func (*SetResult) Descriptor() ([]byte, []int) {
-	return file_banger_v1_banger_proto_rawDescGZIP(), []int{16}
+	return file_banger_v1_banger_proto_rawDescGZIP(), []int{17}
 }
 
 func (x *SetResult) GetKey() string {
@@ -1318,7 +1461,7 @@ type WaitRequest struct {
 
 func (x *WaitRequest) Reset() {
 	*x = WaitRequest{}
-	mi := &file_banger_v1_banger_proto_msgTypes[17]
+	mi := &file_banger_v1_banger_proto_msgTypes[18]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1330,7 +1473,7 @@ func (x *WaitRequest) String() string {
 func (*WaitRequest) ProtoMessage() {}
 
 func (x *WaitRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_banger_v1_banger_proto_msgTypes[17]
+	mi := &file_banger_v1_banger_proto_msgTypes[18]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1343,7 +1486,7 @@ func (x *WaitRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use WaitRequest.ProtoReflect.Descriptor instead.
 func (*WaitRequest) Descriptor() ([]byte, []int) {
-	return file_banger_v1_banger_proto_rawDescGZIP(), []int{17}
+	return file_banger_v1_banger_proto_rawDescGZIP(), []int{18}
 }
 
 func (x *WaitRequest) GetVm() string {
@@ -1369,7 +1512,7 @@ type WaitResponse struct {
 
 func (x *WaitResponse) Reset() {
 	*x = WaitResponse{}
-	mi := &file_banger_v1_banger_proto_msgTypes[18]
+	mi := &file_banger_v1_banger_proto_msgTypes[19]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1381,7 +1524,7 @@ func (x *WaitResponse) String() string {
 func (*WaitResponse) ProtoMessage() {}
 
 func (x *WaitResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_banger_v1_banger_proto_msgTypes[18]
+	mi := &file_banger_v1_banger_proto_msgTypes[19]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1394,7 +1537,7 @@ func (x *WaitResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use WaitResponse.ProtoReflect.Descriptor instead.
 func (*WaitResponse) Descriptor() ([]byte, []int) {
-	return file_banger_v1_banger_proto_rawDescGZIP(), []int{18}
+	return file_banger_v1_banger_proto_rawDescGZIP(), []int{19}
 }
 
 func (x *WaitResponse) GetVm() *VM {
@@ -1413,7 +1556,7 @@ type HealthRequest struct {
 
 func (x *HealthRequest) Reset() {
 	*x = HealthRequest{}
-	mi := &file_banger_v1_banger_proto_msgTypes[19]
+	mi := &file_banger_v1_banger_proto_msgTypes[20]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1425,7 +1568,7 @@ func (x *HealthRequest) String() string {
 func (*HealthRequest) ProtoMessage() {}
 
 func (x *HealthRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_banger_v1_banger_proto_msgTypes[19]
+	mi := &file_banger_v1_banger_proto_msgTypes[20]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1438,7 +1581,7 @@ func (x *HealthRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use HealthRequest.ProtoReflect.Descriptor instead.
 func (*HealthRequest) Descriptor() ([]byte, []int) {
-	return file_banger_v1_banger_proto_rawDescGZIP(), []int{19}
+	return file_banger_v1_banger_proto_rawDescGZIP(), []int{20}
 }
 
 func (x *HealthRequest) GetVm() string {
@@ -1458,7 +1601,7 @@ type HealthResponse struct {
 
 func (x *HealthResponse) Reset() {
 	*x = HealthResponse{}
-	mi := &file_banger_v1_banger_proto_msgTypes[20]
+	mi := &file_banger_v1_banger_proto_msgTypes[21]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1470,7 +1613,7 @@ func (x *HealthResponse) String() string {
 func (*HealthResponse) ProtoMessage() {}
 
 func (x *HealthResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_banger_v1_banger_proto_msgTypes[20]
+	mi := &file_banger_v1_banger_proto_msgTypes[21]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1483,7 +1626,7 @@ func (x *HealthResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use HealthResponse.ProtoReflect.Descriptor instead.
 func (*HealthResponse) Descriptor() ([]byte, []int) {
-	return file_banger_v1_banger_proto_rawDescGZIP(), []int{20}
+	return file_banger_v1_banger_proto_rawDescGZIP(), []int{21}
 }
 
 func (x *HealthResponse) GetHealthy() bool {
@@ -1511,7 +1654,7 @@ type StatsRequest struct {
 
 func (x *StatsRequest) Reset() {
 	*x = StatsRequest{}
-	mi := &file_banger_v1_banger_proto_msgTypes[21]
+	mi := &file_banger_v1_banger_proto_msgTypes[22]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1523,7 +1666,7 @@ func (x *StatsRequest) String() string {
 func (*StatsRequest) ProtoMessage() {}
 
 func (x *StatsRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_banger_v1_banger_proto_msgTypes[21]
+	mi := &file_banger_v1_banger_proto_msgTypes[22]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1536,7 +1679,7 @@ func (x *StatsRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use StatsRequest.ProtoReflect.Descriptor instead.
 func (*StatsRequest) Descriptor() ([]byte, []int) {
-	return file_banger_v1_banger_proto_rawDescGZIP(), []int{21}
+	return file_banger_v1_banger_proto_rawDescGZIP(), []int{22}
 }
 
 func (x *StatsRequest) GetVms() []string {
@@ -1571,7 +1714,7 @@ type StatsResponse struct {
 
 func (x *StatsResponse) Reset() {
 	*x = StatsResponse{}
-	mi := &file_banger_v1_banger_proto_msgTypes[22]
+	mi := &file_banger_v1_banger_proto_msgTypes[23]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1583,7 +1726,7 @@ func (x *StatsResponse) String() string {
 func (*StatsResponse) ProtoMessage() {}
 
 func (x *StatsResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_banger_v1_banger_proto_msgTypes[22]
+	mi := &file_banger_v1_banger_proto_msgTypes[23]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1596,7 +1739,7 @@ func (x *StatsResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use StatsResponse.ProtoReflect.Descriptor instead.
 func (*StatsResponse) Descriptor() ([]byte, []int) {
-	return file_banger_v1_banger_proto_rawDescGZIP(), []int{22}
+	return file_banger_v1_banger_proto_rawDescGZIP(), []int{23}
 }
 
 func (x *StatsResponse) GetVmId() string {
@@ -1643,7 +1786,7 @@ type Sample struct {
 
 func (x *Sample) Reset() {
 	*x = Sample{}
-	mi := &file_banger_v1_banger_proto_msgTypes[23]
+	mi := &file_banger_v1_banger_proto_msgTypes[24]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1655,7 +1798,7 @@ func (x *Sample) String() string {
 func (*Sample) ProtoMessage() {}
 
 func (x *Sample) ProtoReflect() protoreflect.Message {
-	mi := &file_banger_v1_banger_proto_msgTypes[23]
+	mi := &file_banger_v1_banger_proto_msgTypes[24]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1668,7 +1811,7 @@ func (x *Sample) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Sample.ProtoReflect.Descriptor instead.
 func (*Sample) Descriptor() ([]byte, []int) {
-	return file_banger_v1_banger_proto_rawDescGZIP(), []int{23}
+	return file_banger_v1_banger_proto_rawDescGZIP(), []int{24}
 }
 
 func (x *Sample) GetAt() *timestamppb.Timestamp {
@@ -1778,7 +1921,7 @@ type PortsRequest struct {
 
 func (x *PortsRequest) Reset() {
 	*x = PortsRequest{}
-	mi := &file_banger_v1_banger_proto_msgTypes[24]
+	mi := &file_banger_v1_banger_proto_msgTypes[25]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1790,7 +1933,7 @@ func (x *PortsRequest) String() string {
 func (*PortsRequest) ProtoMessage() {}
 
 func (x *PortsRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_banger_v1_banger_proto_msgTypes[24]
+	mi := &file_banger_v1_banger_proto_msgTypes[25]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1803,7 +1946,7 @@ func (x *PortsRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use PortsRequest.ProtoReflect.Descriptor instead.
 func (*PortsRequest) Descriptor() ([]byte, []int) {
-	return file_banger_v1_banger_proto_rawDescGZIP(), []int{24}
+	return file_banger_v1_banger_proto_rawDescGZIP(), []int{25}
 }
 
 func (x *PortsRequest) GetVm() string {
@@ -1822,7 +1965,7 @@ type PortsResponse struct {
 
 func (x *PortsResponse) Reset() {
 	*x = PortsResponse{}
-	mi := &file_banger_v1_banger_proto_msgTypes[25]
+	mi := &file_banger_v1_banger_proto_msgTypes[26]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1834,7 +1977,7 @@ func (x *PortsResponse) String() string {
 func (*PortsResponse) ProtoMessage() {}
 
 func (x *PortsResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_banger_v1_banger_proto_msgTypes[25]
+	mi := &file_banger_v1_banger_proto_msgTypes[26]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1847,7 +1990,7 @@ func (x *PortsResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use PortsResponse.ProtoReflect.Descriptor instead.
 func (*PortsResponse) Descriptor() ([]byte, []int) {
-	return file_banger_v1_banger_proto_rawDescGZIP(), []int{25}
+	return file_banger_v1_banger_proto_rawDescGZIP(), []int{26}
 }
 
 func (x *PortsResponse) GetPorts() []*Port {
@@ -1871,7 +2014,7 @@ type Port struct {
 
 func (x *Port) Reset() {
 	*x = Port{}
-	mi := &file_banger_v1_banger_proto_msgTypes[26]
+	mi := &file_banger_v1_banger_proto_msgTypes[27]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1883,7 +2026,7 @@ func (x *Port) String() string {
 func (*Port) ProtoMessage() {}
 
 func (x *Port) ProtoReflect() protoreflect.Message {
-	mi := &file_banger_v1_banger_proto_msgTypes[26]
+	mi := &file_banger_v1_banger_proto_msgTypes[27]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1896,7 +2039,7 @@ func (x *Port) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Port.ProtoReflect.Descriptor instead.
 func (*Port) Descriptor() ([]byte, []int) {
-	return file_banger_v1_banger_proto_rawDescGZIP(), []int{26}
+	return file_banger_v1_banger_proto_rawDescGZIP(), []int{27}
 }
 
 func (x *Port) GetProtocol() string {
@@ -1952,7 +2095,7 @@ type Operation struct {
 
 func (x *Operation) Reset() {
 	*x = Operation{}
-	mi := &file_banger_v1_banger_proto_msgTypes[27]
+	mi := &file_banger_v1_banger_proto_msgTypes[28]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1964,7 +2107,7 @@ func (x *Operation) String() string {
 func (*Operation) ProtoMessage() {}
 
 func (x *Operation) ProtoReflect() protoreflect.Message {
-	mi := &file_banger_v1_banger_proto_msgTypes[27]
+	mi := &file_banger_v1_banger_proto_msgTypes[28]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1977,7 +2120,7 @@ func (x *Operation) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Operation.ProtoReflect.Descriptor instead.
 func (*Operation) Descriptor() ([]byte, []int) {
-	return file_banger_v1_banger_proto_rawDescGZIP(), []int{27}
+	return file_banger_v1_banger_proto_rawDescGZIP(), []int{28}
 }
 
 func (x *Operation) GetId() string {
@@ -2060,7 +2203,7 @@ type OperationStage struct {
 
 func (x *OperationStage) Reset() {
 	*x = OperationStage{}
-	mi := &file_banger_v1_banger_proto_msgTypes[28]
+	mi := &file_banger_v1_banger_proto_msgTypes[29]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2072,7 +2215,7 @@ func (x *OperationStage) String() string {
 func (*OperationStage) ProtoMessage() {}
 
 func (x *OperationStage) ProtoReflect() protoreflect.Message {
-	mi := &file_banger_v1_banger_proto_msgTypes[28]
+	mi := &file_banger_v1_banger_proto_msgTypes[29]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2085,7 +2228,7 @@ func (x *OperationStage) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use OperationStage.ProtoReflect.Descriptor instead.
 func (*OperationStage) Descriptor() ([]byte, []int) {
-	return file_banger_v1_banger_proto_rawDescGZIP(), []int{28}
+	return file_banger_v1_banger_proto_rawDescGZIP(), []int{29}
 }
 
 func (x *OperationStage) GetProgress() *Progress {
@@ -2110,7 +2253,7 @@ type ListOperationsRequest struct {
 
 func (x *ListOperationsRequest) Reset() {
 	*x = ListOperationsRequest{}
-	mi := &file_banger_v1_banger_proto_msgTypes[29]
+	mi := &file_banger_v1_banger_proto_msgTypes[30]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2122,7 +2265,7 @@ func (x *ListOperationsRequest) String() string {
 func (*ListOperationsRequest) ProtoMessage() {}
 
 func (x *ListOperationsRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_banger_v1_banger_proto_msgTypes[29]
+	mi := &file_banger_v1_banger_proto_msgTypes[30]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2135,7 +2278,7 @@ func (x *ListOperationsRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ListOperationsRequest.ProtoReflect.Descriptor instead.
 func (*ListOperationsRequest) Descriptor() ([]byte, []int) {
-	return file_banger_v1_banger_proto_rawDescGZIP(), []int{29}
+	return file_banger_v1_banger_proto_rawDescGZIP(), []int{30}
 }
 
 type ListOperationsResponse struct {
@@ -2147,7 +2290,7 @@ type ListOperationsResponse struct {
 
 func (x *ListOperationsResponse) Reset() {
 	*x = ListOperationsResponse{}
-	mi := &file_banger_v1_banger_proto_msgTypes[30]
+	mi := &file_banger_v1_banger_proto_msgTypes[31]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2159,7 +2302,7 @@ func (x *ListOperationsResponse) String() string {
 func (*ListOperationsResponse) ProtoMessage() {}
 
 func (x *ListOperationsResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_banger_v1_banger_proto_msgTypes[30]
+	mi := &file_banger_v1_banger_proto_msgTypes[31]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2172,7 +2315,7 @@ func (x *ListOperationsResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ListOperationsResponse.ProtoReflect.Descriptor instead.
 func (*ListOperationsResponse) Descriptor() ([]byte, []int) {
-	return file_banger_v1_banger_proto_rawDescGZIP(), []int{30}
+	return file_banger_v1_banger_proto_rawDescGZIP(), []int{31}
 }
 
 func (x *ListOperationsResponse) GetOperations() []*Operation {
@@ -2191,7 +2334,7 @@ type WatchOperationRequest struct {
 
 func (x *WatchOperationRequest) Reset() {
 	*x = WatchOperationRequest{}
-	mi := &file_banger_v1_banger_proto_msgTypes[31]
+	mi := &file_banger_v1_banger_proto_msgTypes[32]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2203,7 +2346,7 @@ func (x *WatchOperationRequest) String() string {
 func (*WatchOperationRequest) ProtoMessage() {}
 
 func (x *WatchOperationRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_banger_v1_banger_proto_msgTypes[31]
+	mi := &file_banger_v1_banger_proto_msgTypes[32]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2216,7 +2359,7 @@ func (x *WatchOperationRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use WatchOperationRequest.ProtoReflect.Descriptor instead.
 func (*WatchOperationRequest) Descriptor() ([]byte, []int) {
-	return file_banger_v1_banger_proto_rawDescGZIP(), []int{31}
+	return file_banger_v1_banger_proto_rawDescGZIP(), []int{32}
 }
 
 func (x *WatchOperationRequest) GetId() string {
@@ -2235,7 +2378,7 @@ type CancelOperationRequest struct {
 
 func (x *CancelOperationRequest) Reset() {
 	*x = CancelOperationRequest{}
-	mi := &file_banger_v1_banger_proto_msgTypes[32]
+	mi := &file_banger_v1_banger_proto_msgTypes[33]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2247,7 +2390,7 @@ func (x *CancelOperationRequest) String() string {
 func (*CancelOperationRequest) ProtoMessage() {}
 
 func (x *CancelOperationRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_banger_v1_banger_proto_msgTypes[32]
+	mi := &file_banger_v1_banger_proto_msgTypes[33]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2260,7 +2403,7 @@ func (x *CancelOperationRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use CancelOperationRequest.ProtoReflect.Descriptor instead.
 func (*CancelOperationRequest) Descriptor() ([]byte, []int) {
-	return file_banger_v1_banger_proto_rawDescGZIP(), []int{32}
+	return file_banger_v1_banger_proto_rawDescGZIP(), []int{33}
 }
 
 func (x *CancelOperationRequest) GetId() string {
@@ -2278,7 +2421,7 @@ type CancelOperationResponse struct {
 
 func (x *CancelOperationResponse) Reset() {
 	*x = CancelOperationResponse{}
-	mi := &file_banger_v1_banger_proto_msgTypes[33]
+	mi := &file_banger_v1_banger_proto_msgTypes[34]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2290,7 +2433,7 @@ func (x *CancelOperationResponse) String() string {
 func (*CancelOperationResponse) ProtoMessage() {}
 
 func (x *CancelOperationResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_banger_v1_banger_proto_msgTypes[33]
+	mi := &file_banger_v1_banger_proto_msgTypes[34]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2303,21 +2446,21 @@ func (x *CancelOperationResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use CancelOperationResponse.ProtoReflect.Descriptor instead.
 func (*CancelOperationResponse) Descriptor() ([]byte, []int) {
-	return file_banger_v1_banger_proto_rawDescGZIP(), []int{33}
+	return file_banger_v1_banger_proto_rawDescGZIP(), []int{34}
 }
 
 type EventsRequest struct {
 	state         protoimpl.MessageState `protogen:"open.v1"`
 	After         int64                  `protobuf:"varint,1,opt,name=after,proto3" json:"after,omitempty"` // sequence number; 0: from the beginning
 	Follow        bool                   `protobuf:"varint,2,opt,name=follow,proto3" json:"follow,omitempty"`
-	Vm            string                 `protobuf:"bytes,3,opt,name=vm,proto3" json:"vm,omitempty"` // only of this VM: name or id; empty: of all
+	Vm            string                 `protobuf:"bytes,3,opt,name=vm,proto3" json:"vm,omitempty"` // only of this VM, gone or not: name, id or unambiguous prefix of an id; empty: of all
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
 
 func (x *EventsRequest) Reset() {
 	*x = EventsRequest{}
-	mi := &file_banger_v1_banger_proto_msgTypes[34]
+	mi := &file_banger_v1_banger_proto_msgTypes[35]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2329,7 +2472,7 @@ func (x *EventsRequest) String() string {
 func (*EventsRequest) ProtoMessage() {}
 
 func (x *EventsRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_banger_v1_banger_proto_msgTypes[34]
+	mi := &file_banger_v1_banger_proto_msgTypes[35]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2342,7 +2485,7 @@ func (x *EventsRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use EventsRequest.ProtoReflect.Descriptor instead.
 func (*EventsRequest) Descriptor() ([]byte, []int) {
-	return file_banger_v1_banger_proto_rawDescGZIP(), []int{34}
+	return file_banger_v1_banger_proto_rawDescGZIP(), []int{35}
 }
 
 func (x *EventsRequest) GetAfter() int64 {
@@ -2382,7 +2525,7 @@ type JournalEvent struct {
 
 func (x *JournalEvent) Reset() {
 	*x = JournalEvent{}
-	mi := &file_banger_v1_banger_proto_msgTypes[35]
+	mi := &file_banger_v1_banger_proto_msgTypes[36]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2394,7 +2537,7 @@ func (x *JournalEvent) String() string {
 func (*JournalEvent) ProtoMessage() {}
 
 func (x *JournalEvent) ProtoReflect() protoreflect.Message {
-	mi := &file_banger_v1_banger_proto_msgTypes[35]
+	mi := &file_banger_v1_banger_proto_msgTypes[36]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2407,7 +2550,7 @@ func (x *JournalEvent) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use JournalEvent.ProtoReflect.Descriptor instead.
 func (*JournalEvent) Descriptor() ([]byte, []int) {
-	return file_banger_v1_banger_proto_rawDescGZIP(), []int{35}
+	return file_banger_v1_banger_proto_rawDescGZIP(), []int{36}
 }
 
 func (x *JournalEvent) GetSequence() int64 {
@@ -2467,7 +2610,7 @@ type ListRequest struct {
 
 func (x *ListRequest) Reset() {
 	*x = ListRequest{}
-	mi := &file_banger_v1_banger_proto_msgTypes[36]
+	mi := &file_banger_v1_banger_proto_msgTypes[37]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2479,7 +2622,7 @@ func (x *ListRequest) String() string {
 func (*ListRequest) ProtoMessage() {}
 
 func (x *ListRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_banger_v1_banger_proto_msgTypes[36]
+	mi := &file_banger_v1_banger_proto_msgTypes[37]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2492,7 +2635,7 @@ func (x *ListRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ListRequest.ProtoReflect.Descriptor instead.
 func (*ListRequest) Descriptor() ([]byte, []int) {
-	return file_banger_v1_banger_proto_rawDescGZIP(), []int{36}
+	return file_banger_v1_banger_proto_rawDescGZIP(), []int{37}
 }
 
 type ListResponse struct {
@@ -2504,7 +2647,7 @@ type ListResponse struct {
 
 func (x *ListResponse) Reset() {
 	*x = ListResponse{}
-	mi := &file_banger_v1_banger_proto_msgTypes[37]
+	mi := &file_banger_v1_banger_proto_msgTypes[38]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2516,7 +2659,7 @@ func (x *ListResponse) String() string {
 func (*ListResponse) ProtoMessage() {}
 
 func (x *ListResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_banger_v1_banger_proto_msgTypes[37]
+	mi := &file_banger_v1_banger_proto_msgTypes[38]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2529,7 +2672,7 @@ func (x *ListResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ListResponse.ProtoReflect.Descriptor instead.
 func (*ListResponse) Descriptor() ([]byte, []int) {
-	return file_banger_v1_banger_proto_rawDescGZIP(), []int{37}
+	return file_banger_v1_banger_proto_rawDescGZIP(), []int{38}
 }
 
 func (x *ListResponse) GetVms() []*VM {
@@ -2548,7 +2691,7 @@ type GetRequest struct {
 
 func (x *GetRequest) Reset() {
 	*x = GetRequest{}
-	mi := &file_banger_v1_banger_proto_msgTypes[38]
+	mi := &file_banger_v1_banger_proto_msgTypes[39]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2560,7 +2703,7 @@ func (x *GetRequest) String() string {
 func (*GetRequest) ProtoMessage() {}
 
 func (x *GetRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_banger_v1_banger_proto_msgTypes[38]
+	mi := &file_banger_v1_banger_proto_msgTypes[39]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2573,7 +2716,7 @@ func (x *GetRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use GetRequest.ProtoReflect.Descriptor instead.
 func (*GetRequest) Descriptor() ([]byte, []int) {
-	return file_banger_v1_banger_proto_rawDescGZIP(), []int{38}
+	return file_banger_v1_banger_proto_rawDescGZIP(), []int{39}
 }
 
 func (x *GetRequest) GetVm() string {
@@ -2592,7 +2735,7 @@ type GetResponse struct {
 
 func (x *GetResponse) Reset() {
 	*x = GetResponse{}
-	mi := &file_banger_v1_banger_proto_msgTypes[39]
+	mi := &file_banger_v1_banger_proto_msgTypes[40]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2604,7 +2747,7 @@ func (x *GetResponse) String() string {
 func (*GetResponse) ProtoMessage() {}
 
 func (x *GetResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_banger_v1_banger_proto_msgTypes[39]
+	mi := &file_banger_v1_banger_proto_msgTypes[40]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2617,7 +2760,7 @@ func (x *GetResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use GetResponse.ProtoReflect.Descriptor instead.
 func (*GetResponse) Descriptor() ([]byte, []int) {
-	return file_banger_v1_banger_proto_rawDescGZIP(), []int{39}
+	return file_banger_v1_banger_proto_rawDescGZIP(), []int{40}
 }
 
 func (x *GetResponse) GetVm() *VM {
@@ -2637,7 +2780,7 @@ type LogsRequest struct {
 
 func (x *LogsRequest) Reset() {
 	*x = LogsRequest{}
-	mi := &file_banger_v1_banger_proto_msgTypes[40]
+	mi := &file_banger_v1_banger_proto_msgTypes[41]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2649,7 +2792,7 @@ func (x *LogsRequest) String() string {
 func (*LogsRequest) ProtoMessage() {}
 
 func (x *LogsRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_banger_v1_banger_proto_msgTypes[40]
+	mi := &file_banger_v1_banger_proto_msgTypes[41]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2662,7 +2805,7 @@ func (x *LogsRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use LogsRequest.ProtoReflect.Descriptor instead.
 func (*LogsRequest) Descriptor() ([]byte, []int) {
-	return file_banger_v1_banger_proto_rawDescGZIP(), []int{40}
+	return file_banger_v1_banger_proto_rawDescGZIP(), []int{41}
 }
 
 func (x *LogsRequest) GetVm() string {
@@ -2688,7 +2831,7 @@ type LogsResponse struct {
 
 func (x *LogsResponse) Reset() {
 	*x = LogsResponse{}
-	mi := &file_banger_v1_banger_proto_msgTypes[41]
+	mi := &file_banger_v1_banger_proto_msgTypes[42]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2700,7 +2843,7 @@ func (x *LogsResponse) String() string {
 func (*LogsResponse) ProtoMessage() {}
 
 func (x *LogsResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_banger_v1_banger_proto_msgTypes[41]
+	mi := &file_banger_v1_banger_proto_msgTypes[42]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2713,7 +2856,7 @@ func (x *LogsResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use LogsResponse.ProtoReflect.Descriptor instead.
 func (*LogsResponse) Descriptor() ([]byte, []int) {
-	return file_banger_v1_banger_proto_rawDescGZIP(), []int{41}
+	return file_banger_v1_banger_proto_rawDescGZIP(), []int{42}
 }
 
 func (x *LogsResponse) GetData() []byte {
@@ -2740,7 +2883,7 @@ type ExecSpec struct {
 
 func (x *ExecSpec) Reset() {
 	*x = ExecSpec{}
-	mi := &file_banger_v1_banger_proto_msgTypes[42]
+	mi := &file_banger_v1_banger_proto_msgTypes[43]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2752,7 +2895,7 @@ func (x *ExecSpec) String() string {
 func (*ExecSpec) ProtoMessage() {}
 
 func (x *ExecSpec) ProtoReflect() protoreflect.Message {
-	mi := &file_banger_v1_banger_proto_msgTypes[42]
+	mi := &file_banger_v1_banger_proto_msgTypes[43]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2765,7 +2908,7 @@ func (x *ExecSpec) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ExecSpec.ProtoReflect.Descriptor instead.
 func (*ExecSpec) Descriptor() ([]byte, []int) {
-	return file_banger_v1_banger_proto_rawDescGZIP(), []int{42}
+	return file_banger_v1_banger_proto_rawDescGZIP(), []int{43}
 }
 
 func (x *ExecSpec) GetArgs() []string {
@@ -2834,7 +2977,7 @@ type WindowSize struct {
 
 func (x *WindowSize) Reset() {
 	*x = WindowSize{}
-	mi := &file_banger_v1_banger_proto_msgTypes[43]
+	mi := &file_banger_v1_banger_proto_msgTypes[44]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2846,7 +2989,7 @@ func (x *WindowSize) String() string {
 func (*WindowSize) ProtoMessage() {}
 
 func (x *WindowSize) ProtoReflect() protoreflect.Message {
-	mi := &file_banger_v1_banger_proto_msgTypes[43]
+	mi := &file_banger_v1_banger_proto_msgTypes[44]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2859,7 +3002,7 @@ func (x *WindowSize) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use WindowSize.ProtoReflect.Descriptor instead.
 func (*WindowSize) Descriptor() ([]byte, []int) {
-	return file_banger_v1_banger_proto_rawDescGZIP(), []int{43}
+	return file_banger_v1_banger_proto_rawDescGZIP(), []int{44}
 }
 
 func (x *WindowSize) GetRows() uint32 {
@@ -2892,7 +3035,7 @@ type AttachRequest struct {
 
 func (x *AttachRequest) Reset() {
 	*x = AttachRequest{}
-	mi := &file_banger_v1_banger_proto_msgTypes[44]
+	mi := &file_banger_v1_banger_proto_msgTypes[45]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2904,7 +3047,7 @@ func (x *AttachRequest) String() string {
 func (*AttachRequest) ProtoMessage() {}
 
 func (x *AttachRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_banger_v1_banger_proto_msgTypes[44]
+	mi := &file_banger_v1_banger_proto_msgTypes[45]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2917,7 +3060,7 @@ func (x *AttachRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use AttachRequest.ProtoReflect.Descriptor instead.
 func (*AttachRequest) Descriptor() ([]byte, []int) {
-	return file_banger_v1_banger_proto_rawDescGZIP(), []int{44}
+	return file_banger_v1_banger_proto_rawDescGZIP(), []int{45}
 }
 
 func (x *AttachRequest) GetKind() isAttachRequest_Kind {
@@ -3021,7 +3164,7 @@ type AttachStart struct {
 
 func (x *AttachStart) Reset() {
 	*x = AttachStart{}
-	mi := &file_banger_v1_banger_proto_msgTypes[45]
+	mi := &file_banger_v1_banger_proto_msgTypes[46]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -3033,7 +3176,7 @@ func (x *AttachStart) String() string {
 func (*AttachStart) ProtoMessage() {}
 
 func (x *AttachStart) ProtoReflect() protoreflect.Message {
-	mi := &file_banger_v1_banger_proto_msgTypes[45]
+	mi := &file_banger_v1_banger_proto_msgTypes[46]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -3046,7 +3189,7 @@ func (x *AttachStart) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use AttachStart.ProtoReflect.Descriptor instead.
 func (*AttachStart) Descriptor() ([]byte, []int) {
-	return file_banger_v1_banger_proto_rawDescGZIP(), []int{45}
+	return file_banger_v1_banger_proto_rawDescGZIP(), []int{46}
 }
 
 func (x *AttachStart) GetTarget() isAttachStart_Target {
@@ -3114,6 +3257,7 @@ type AttachResponse struct {
 	//	*AttachResponse_Stdout
 	//	*AttachResponse_Stderr
 	//	*AttachResponse_Exit
+	//	*AttachResponse_StdinCredit
 	Kind          isAttachResponse_Kind `protobuf_oneof:"kind"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
@@ -3121,7 +3265,7 @@ type AttachResponse struct {
 
 func (x *AttachResponse) Reset() {
 	*x = AttachResponse{}
-	mi := &file_banger_v1_banger_proto_msgTypes[46]
+	mi := &file_banger_v1_banger_proto_msgTypes[47]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -3133,7 +3277,7 @@ func (x *AttachResponse) String() string {
 func (*AttachResponse) ProtoMessage() {}
 
 func (x *AttachResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_banger_v1_banger_proto_msgTypes[46]
+	mi := &file_banger_v1_banger_proto_msgTypes[47]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -3146,7 +3290,7 @@ func (x *AttachResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use AttachResponse.ProtoReflect.Descriptor instead.
 func (*AttachResponse) Descriptor() ([]byte, []int) {
-	return file_banger_v1_banger_proto_rawDescGZIP(), []int{46}
+	return file_banger_v1_banger_proto_rawDescGZIP(), []int{47}
 }
 
 func (x *AttachResponse) GetKind() isAttachResponse_Kind {
@@ -3210,6 +3354,15 @@ func (x *AttachResponse) GetExit() *ExitStatus {
 	return nil
 }
 
+func (x *AttachResponse) GetStdinCredit() int64 {
+	if x != nil {
+		if x, ok := x.Kind.(*AttachResponse_StdinCredit); ok {
+			return x.StdinCredit
+		}
+	}
+	return 0
+}
+
 type isAttachResponse_Kind interface {
 	isAttachResponse_Kind()
 }
@@ -3238,6 +3391,12 @@ type AttachResponse_Exit struct {
 	Exit *ExitStatus `protobuf:"bytes,6,opt,name=exit,proto3,oneof"` // last
 }
 
+type AttachResponse_StdinCredit struct {
+	// So many bytes more of standard input may be sent; the first comes after started. A client that sends more than it was
+	// given is made to wait when the command does not read, and its signals with it.
+	StdinCredit int64 `protobuf:"varint,7,opt,name=stdin_credit,json=stdinCredit,proto3,oneof"`
+}
+
 func (*AttachResponse_Progress) isAttachResponse_Kind() {}
 
 func (*AttachResponse_Vm) isAttachResponse_Kind() {}
@@ -3250,6 +3409,8 @@ func (*AttachResponse_Stderr) isAttachResponse_Kind() {}
 
 func (*AttachResponse_Exit) isAttachResponse_Kind() {}
 
+func (*AttachResponse_StdinCredit) isAttachResponse_Kind() {}
+
 // ExitStatus says how a command ended.
 type ExitStatus struct {
 	state         protoimpl.MessageState `protogen:"open.v1"`
@@ -3261,7 +3422,7 @@ type ExitStatus struct {
 
 func (x *ExitStatus) Reset() {
 	*x = ExitStatus{}
-	mi := &file_banger_v1_banger_proto_msgTypes[47]
+	mi := &file_banger_v1_banger_proto_msgTypes[48]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -3273,7 +3434,7 @@ func (x *ExitStatus) String() string {
 func (*ExitStatus) ProtoMessage() {}
 
 func (x *ExitStatus) ProtoReflect() protoreflect.Message {
-	mi := &file_banger_v1_banger_proto_msgTypes[47]
+	mi := &file_banger_v1_banger_proto_msgTypes[48]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -3286,7 +3447,7 @@ func (x *ExitStatus) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ExitStatus.ProtoReflect.Descriptor instead.
 func (*ExitStatus) Descriptor() ([]byte, []int) {
-	return file_banger_v1_banger_proto_rawDescGZIP(), []int{47}
+	return file_banger_v1_banger_proto_rawDescGZIP(), []int{48}
 }
 
 func (x *ExitStatus) GetCode() int32 {
@@ -3316,7 +3477,7 @@ type ConsoleRequest struct {
 
 func (x *ConsoleRequest) Reset() {
 	*x = ConsoleRequest{}
-	mi := &file_banger_v1_banger_proto_msgTypes[48]
+	mi := &file_banger_v1_banger_proto_msgTypes[49]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -3328,7 +3489,7 @@ func (x *ConsoleRequest) String() string {
 func (*ConsoleRequest) ProtoMessage() {}
 
 func (x *ConsoleRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_banger_v1_banger_proto_msgTypes[48]
+	mi := &file_banger_v1_banger_proto_msgTypes[49]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -3341,7 +3502,7 @@ func (x *ConsoleRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ConsoleRequest.ProtoReflect.Descriptor instead.
 func (*ConsoleRequest) Descriptor() ([]byte, []int) {
-	return file_banger_v1_banger_proto_rawDescGZIP(), []int{48}
+	return file_banger_v1_banger_proto_rawDescGZIP(), []int{49}
 }
 
 func (x *ConsoleRequest) GetKind() isConsoleRequest_Kind {
@@ -3394,7 +3555,7 @@ type ConsoleResponse struct {
 
 func (x *ConsoleResponse) Reset() {
 	*x = ConsoleResponse{}
-	mi := &file_banger_v1_banger_proto_msgTypes[49]
+	mi := &file_banger_v1_banger_proto_msgTypes[50]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -3406,7 +3567,7 @@ func (x *ConsoleResponse) String() string {
 func (*ConsoleResponse) ProtoMessage() {}
 
 func (x *ConsoleResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_banger_v1_banger_proto_msgTypes[49]
+	mi := &file_banger_v1_banger_proto_msgTypes[50]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -3419,7 +3580,7 @@ func (x *ConsoleResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ConsoleResponse.ProtoReflect.Descriptor instead.
 func (*ConsoleResponse) Descriptor() ([]byte, []int) {
-	return file_banger_v1_banger_proto_rawDescGZIP(), []int{49}
+	return file_banger_v1_banger_proto_rawDescGZIP(), []int{50}
 }
 
 func (x *ConsoleResponse) GetOutput() []byte {
@@ -3436,13 +3597,24 @@ type Image struct {
 	Size          int64                  `protobuf:"varint,3,opt,name=size,proto3" json:"size,omitempty"`    // bytes on disk
 	CreatedAt     *timestamppb.Timestamp `protobuf:"bytes,4,opt,name=created_at,json=createdAt,proto3" json:"created_at,omitempty"`
 	Source        string                 `protobuf:"bytes,5,opt,name=source,proto3" json:"source,omitempty"`
+	UniqueSize    int64                  `protobuf:"varint,6,opt,name=unique_size,json=uniqueSize,proto3" json:"unique_size,omitempty"` // bytes on the disk that deleting it frees
+	SharedSize    int64                  `protobuf:"varint,7,opt,name=shared_size,json=sharedSize,proto3" json:"shared_size,omitempty"` // bytes on the disk that other images have in common with it
+	Users         []string               `protobuf:"bytes,8,rep,name=users,proto3" json:"users,omitempty"`                              // VMs that use it, by name
+	Damaged       string                 `protobuf:"bytes,9,opt,name=damaged,proto3" json:"damaged,omitempty"`                          // why it can't be used; empty: it can
+	Manifest      string                 `protobuf:"bytes,10,opt,name=manifest,proto3" json:"manifest,omitempty"`                       // digest of the OCI manifest that it was made from; may be empty
+	Platform      string                 `protobuf:"bytes,11,opt,name=platform,proto3" json:"platform,omitempty"`                       // "linux/arm64"; empty: that of this host
+	HasSystemd    bool                   `protobuf:"varint,12,opt,name=has_systemd,json=hasSystemd,proto3" json:"has_systemd,omitempty"`
+	Registered    bool                   `protobuf:"varint,13,opt,name=registered,proto3" json:"registered,omitempty"` // path is the user's own file
+	Path          string                 `protobuf:"bytes,14,opt,name=path,proto3" json:"path,omitempty"`              // of the filesystem
+	Config        *ImageConfig           `protobuf:"bytes,15,opt,name=config,proto3" json:"config,omitempty"`
+	Description   string                 `protobuf:"bytes,16,opt,name=description,proto3" json:"description,omitempty"` // of an image of the catalogue that is not here
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
 
 func (x *Image) Reset() {
 	*x = Image{}
-	mi := &file_banger_v1_banger_proto_msgTypes[50]
+	mi := &file_banger_v1_banger_proto_msgTypes[51]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -3454,7 +3626,7 @@ func (x *Image) String() string {
 func (*Image) ProtoMessage() {}
 
 func (x *Image) ProtoReflect() protoreflect.Message {
-	mi := &file_banger_v1_banger_proto_msgTypes[50]
+	mi := &file_banger_v1_banger_proto_msgTypes[51]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -3467,7 +3639,7 @@ func (x *Image) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Image.ProtoReflect.Descriptor instead.
 func (*Image) Descriptor() ([]byte, []int) {
-	return file_banger_v1_banger_proto_rawDescGZIP(), []int{50}
+	return file_banger_v1_banger_proto_rawDescGZIP(), []int{51}
 }
 
 func (x *Image) GetName() string {
@@ -3505,6 +3677,704 @@ func (x *Image) GetSource() string {
 	return ""
 }
 
+func (x *Image) GetUniqueSize() int64 {
+	if x != nil {
+		return x.UniqueSize
+	}
+	return 0
+}
+
+func (x *Image) GetSharedSize() int64 {
+	if x != nil {
+		return x.SharedSize
+	}
+	return 0
+}
+
+func (x *Image) GetUsers() []string {
+	if x != nil {
+		return x.Users
+	}
+	return nil
+}
+
+func (x *Image) GetDamaged() string {
+	if x != nil {
+		return x.Damaged
+	}
+	return ""
+}
+
+func (x *Image) GetManifest() string {
+	if x != nil {
+		return x.Manifest
+	}
+	return ""
+}
+
+func (x *Image) GetPlatform() string {
+	if x != nil {
+		return x.Platform
+	}
+	return ""
+}
+
+func (x *Image) GetHasSystemd() bool {
+	if x != nil {
+		return x.HasSystemd
+	}
+	return false
+}
+
+func (x *Image) GetRegistered() bool {
+	if x != nil {
+		return x.Registered
+	}
+	return false
+}
+
+func (x *Image) GetPath() string {
+	if x != nil {
+		return x.Path
+	}
+	return ""
+}
+
+func (x *Image) GetConfig() *ImageConfig {
+	if x != nil {
+		return x.Config
+	}
+	return nil
+}
+
+func (x *Image) GetDescription() string {
+	if x != nil {
+		return x.Description
+	}
+	return ""
+}
+
+// ImageConfig says how an image wants to be run.
+type ImageConfig struct {
+	state         protoimpl.MessageState `protogen:"open.v1"`
+	Entrypoint    []string               `protobuf:"bytes,1,rep,name=entrypoint,proto3" json:"entrypoint,omitempty"`
+	Cmd           []string               `protobuf:"bytes,2,rep,name=cmd,proto3" json:"cmd,omitempty"`
+	Env           []string               `protobuf:"bytes,3,rep,name=env,proto3" json:"env,omitempty"` // KEY=VALUE
+	Workdir       string                 `protobuf:"bytes,4,opt,name=workdir,proto3" json:"workdir,omitempty"`
+	User          string                 `protobuf:"bytes,5,opt,name=user,proto3" json:"user,omitempty"`
+	Labels        map[string]string      `protobuf:"bytes,6,rep,name=labels,proto3" json:"labels,omitempty" protobuf_key:"bytes,1,opt,name=key" protobuf_val:"bytes,2,opt,name=value"`
+	ExposedPorts  []string               `protobuf:"bytes,7,rep,name=exposed_ports,json=exposedPorts,proto3" json:"exposed_ports,omitempty"`
+	Volumes       []string               `protobuf:"bytes,8,rep,name=volumes,proto3" json:"volumes,omitempty"`
+	StopSignal    string                 `protobuf:"bytes,9,opt,name=stop_signal,json=stopSignal,proto3" json:"stop_signal,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *ImageConfig) Reset() {
+	*x = ImageConfig{}
+	mi := &file_banger_v1_banger_proto_msgTypes[52]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *ImageConfig) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*ImageConfig) ProtoMessage() {}
+
+func (x *ImageConfig) ProtoReflect() protoreflect.Message {
+	mi := &file_banger_v1_banger_proto_msgTypes[52]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use ImageConfig.ProtoReflect.Descriptor instead.
+func (*ImageConfig) Descriptor() ([]byte, []int) {
+	return file_banger_v1_banger_proto_rawDescGZIP(), []int{52}
+}
+
+func (x *ImageConfig) GetEntrypoint() []string {
+	if x != nil {
+		return x.Entrypoint
+	}
+	return nil
+}
+
+func (x *ImageConfig) GetCmd() []string {
+	if x != nil {
+		return x.Cmd
+	}
+	return nil
+}
+
+func (x *ImageConfig) GetEnv() []string {
+	if x != nil {
+		return x.Env
+	}
+	return nil
+}
+
+func (x *ImageConfig) GetWorkdir() string {
+	if x != nil {
+		return x.Workdir
+	}
+	return ""
+}
+
+func (x *ImageConfig) GetUser() string {
+	if x != nil {
+		return x.User
+	}
+	return ""
+}
+
+func (x *ImageConfig) GetLabels() map[string]string {
+	if x != nil {
+		return x.Labels
+	}
+	return nil
+}
+
+func (x *ImageConfig) GetExposedPorts() []string {
+	if x != nil {
+		return x.ExposedPorts
+	}
+	return nil
+}
+
+func (x *ImageConfig) GetVolumes() []string {
+	if x != nil {
+		return x.Volumes
+	}
+	return nil
+}
+
+func (x *ImageConfig) GetStopSignal() string {
+	if x != nil {
+		return x.StopSignal
+	}
+	return ""
+}
+
+type GetImageRequest struct {
+	state         protoimpl.MessageState `protogen:"open.v1"`
+	Image         string                 `protobuf:"bytes,1,opt,name=image,proto3" json:"image,omitempty"` // name, reference or digest
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *GetImageRequest) Reset() {
+	*x = GetImageRequest{}
+	mi := &file_banger_v1_banger_proto_msgTypes[53]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *GetImageRequest) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*GetImageRequest) ProtoMessage() {}
+
+func (x *GetImageRequest) ProtoReflect() protoreflect.Message {
+	mi := &file_banger_v1_banger_proto_msgTypes[53]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use GetImageRequest.ProtoReflect.Descriptor instead.
+func (*GetImageRequest) Descriptor() ([]byte, []int) {
+	return file_banger_v1_banger_proto_rawDescGZIP(), []int{53}
+}
+
+func (x *GetImageRequest) GetImage() string {
+	if x != nil {
+		return x.Image
+	}
+	return ""
+}
+
+type GetImageResponse struct {
+	state         protoimpl.MessageState `protogen:"open.v1"`
+	Image         *Image                 `protobuf:"bytes,1,opt,name=image,proto3" json:"image,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *GetImageResponse) Reset() {
+	*x = GetImageResponse{}
+	mi := &file_banger_v1_banger_proto_msgTypes[54]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *GetImageResponse) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*GetImageResponse) ProtoMessage() {}
+
+func (x *GetImageResponse) ProtoReflect() protoreflect.Message {
+	mi := &file_banger_v1_banger_proto_msgTypes[54]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use GetImageResponse.ProtoReflect.Descriptor instead.
+func (*GetImageResponse) Descriptor() ([]byte, []int) {
+	return file_banger_v1_banger_proto_rawDescGZIP(), []int{54}
+}
+
+func (x *GetImageResponse) GetImage() *Image {
+	if x != nil {
+		return x.Image
+	}
+	return nil
+}
+
+type ImportImageRequest struct {
+	state protoimpl.MessageState `protogen:"open.v1"`
+	// Types that are valid to be assigned to Kind:
+	//
+	//	*ImportImageRequest_Start
+	//	*ImportImageRequest_Data
+	Kind          isImportImageRequest_Kind `protobuf_oneof:"kind"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *ImportImageRequest) Reset() {
+	*x = ImportImageRequest{}
+	mi := &file_banger_v1_banger_proto_msgTypes[55]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *ImportImageRequest) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*ImportImageRequest) ProtoMessage() {}
+
+func (x *ImportImageRequest) ProtoReflect() protoreflect.Message {
+	mi := &file_banger_v1_banger_proto_msgTypes[55]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use ImportImageRequest.ProtoReflect.Descriptor instead.
+func (*ImportImageRequest) Descriptor() ([]byte, []int) {
+	return file_banger_v1_banger_proto_rawDescGZIP(), []int{55}
+}
+
+func (x *ImportImageRequest) GetKind() isImportImageRequest_Kind {
+	if x != nil {
+		return x.Kind
+	}
+	return nil
+}
+
+func (x *ImportImageRequest) GetStart() *ImportImageStart {
+	if x != nil {
+		if x, ok := x.Kind.(*ImportImageRequest_Start); ok {
+			return x.Start
+		}
+	}
+	return nil
+}
+
+func (x *ImportImageRequest) GetData() []byte {
+	if x != nil {
+		if x, ok := x.Kind.(*ImportImageRequest_Data); ok {
+			return x.Data
+		}
+	}
+	return nil
+}
+
+type isImportImageRequest_Kind interface {
+	isImportImageRequest_Kind()
+}
+
+type ImportImageRequest_Start struct {
+	Start *ImportImageStart `protobuf:"bytes,1,opt,name=start,proto3,oneof"`
+}
+
+type ImportImageRequest_Data struct {
+	Data []byte `protobuf:"bytes,2,opt,name=data,proto3,oneof"`
+}
+
+func (*ImportImageRequest_Start) isImportImageRequest_Kind() {}
+
+func (*ImportImageRequest_Data) isImportImageRequest_Kind() {}
+
+// ImportImageStart says what is imported. A path is read with the rights of the daemon, which are the user's own.
+type ImportImageStart struct {
+	state         protoimpl.MessageState `protogen:"open.v1"`
+	Name          string                 `protobuf:"bytes,1,opt,name=name,proto3" json:"name,omitempty"` // empty: as the archive says
+	Tag           string                 `protobuf:"bytes,2,opt,name=tag,proto3" json:"tag,omitempty"`   // which of several images of an archive; empty: there is one
+	Path          string                 `protobuf:"bytes,3,opt,name=path,proto3" json:"path,omitempty"` // absolute, of a file or of a directory with an OCI layout; empty: the archive follows
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *ImportImageStart) Reset() {
+	*x = ImportImageStart{}
+	mi := &file_banger_v1_banger_proto_msgTypes[56]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *ImportImageStart) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*ImportImageStart) ProtoMessage() {}
+
+func (x *ImportImageStart) ProtoReflect() protoreflect.Message {
+	mi := &file_banger_v1_banger_proto_msgTypes[56]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use ImportImageStart.ProtoReflect.Descriptor instead.
+func (*ImportImageStart) Descriptor() ([]byte, []int) {
+	return file_banger_v1_banger_proto_rawDescGZIP(), []int{56}
+}
+
+func (x *ImportImageStart) GetName() string {
+	if x != nil {
+		return x.Name
+	}
+	return ""
+}
+
+func (x *ImportImageStart) GetTag() string {
+	if x != nil {
+		return x.Tag
+	}
+	return ""
+}
+
+func (x *ImportImageStart) GetPath() string {
+	if x != nil {
+		return x.Path
+	}
+	return ""
+}
+
+type RegisterImageRequest struct {
+	state         protoimpl.MessageState `protogen:"open.v1"`
+	Name          string                 `protobuf:"bytes,1,opt,name=name,proto3" json:"name,omitempty"`
+	Rootfs        string                 `protobuf:"bytes,2,opt,name=rootfs,proto3" json:"rootfs,omitempty"` // absolute path of a file with an ext4 filesystem
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *RegisterImageRequest) Reset() {
+	*x = RegisterImageRequest{}
+	mi := &file_banger_v1_banger_proto_msgTypes[57]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *RegisterImageRequest) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*RegisterImageRequest) ProtoMessage() {}
+
+func (x *RegisterImageRequest) ProtoReflect() protoreflect.Message {
+	mi := &file_banger_v1_banger_proto_msgTypes[57]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use RegisterImageRequest.ProtoReflect.Descriptor instead.
+func (*RegisterImageRequest) Descriptor() ([]byte, []int) {
+	return file_banger_v1_banger_proto_rawDescGZIP(), []int{57}
+}
+
+func (x *RegisterImageRequest) GetName() string {
+	if x != nil {
+		return x.Name
+	}
+	return ""
+}
+
+func (x *RegisterImageRequest) GetRootfs() string {
+	if x != nil {
+		return x.Rootfs
+	}
+	return ""
+}
+
+type DeleteImageRequest struct {
+	state         protoimpl.MessageState `protogen:"open.v1"`
+	Image         string                 `protobuf:"bytes,1,opt,name=image,proto3" json:"image,omitempty"` // name, reference or digest
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *DeleteImageRequest) Reset() {
+	*x = DeleteImageRequest{}
+	mi := &file_banger_v1_banger_proto_msgTypes[58]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *DeleteImageRequest) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*DeleteImageRequest) ProtoMessage() {}
+
+func (x *DeleteImageRequest) ProtoReflect() protoreflect.Message {
+	mi := &file_banger_v1_banger_proto_msgTypes[58]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use DeleteImageRequest.ProtoReflect.Descriptor instead.
+func (*DeleteImageRequest) Descriptor() ([]byte, []int) {
+	return file_banger_v1_banger_proto_rawDescGZIP(), []int{58}
+}
+
+func (x *DeleteImageRequest) GetImage() string {
+	if x != nil {
+		return x.Image
+	}
+	return ""
+}
+
+type DeleteImageResponse struct {
+	state         protoimpl.MessageState `protogen:"open.v1"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *DeleteImageResponse) Reset() {
+	*x = DeleteImageResponse{}
+	mi := &file_banger_v1_banger_proto_msgTypes[59]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *DeleteImageResponse) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*DeleteImageResponse) ProtoMessage() {}
+
+func (x *DeleteImageResponse) ProtoReflect() protoreflect.Message {
+	mi := &file_banger_v1_banger_proto_msgTypes[59]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use DeleteImageResponse.ProtoReflect.Descriptor instead.
+func (*DeleteImageResponse) Descriptor() ([]byte, []int) {
+	return file_banger_v1_banger_proto_rawDescGZIP(), []int{59}
+}
+
+type PruneImagesRequest struct {
+	state         protoimpl.MessageState `protogen:"open.v1"`
+	DryRun        bool                   `protobuf:"varint,1,opt,name=dry_run,json=dryRun,proto3" json:"dry_run,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *PruneImagesRequest) Reset() {
+	*x = PruneImagesRequest{}
+	mi := &file_banger_v1_banger_proto_msgTypes[60]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *PruneImagesRequest) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*PruneImagesRequest) ProtoMessage() {}
+
+func (x *PruneImagesRequest) ProtoReflect() protoreflect.Message {
+	mi := &file_banger_v1_banger_proto_msgTypes[60]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use PruneImagesRequest.ProtoReflect.Descriptor instead.
+func (*PruneImagesRequest) Descriptor() ([]byte, []int) {
+	return file_banger_v1_banger_proto_rawDescGZIP(), []int{60}
+}
+
+func (x *PruneImagesRequest) GetDryRun() bool {
+	if x != nil {
+		return x.DryRun
+	}
+	return false
+}
+
+type PruneImagesResponse struct {
+	state         protoimpl.MessageState `protogen:"open.v1"`
+	Items         []*PrunedItem          `protobuf:"bytes,1,rep,name=items,proto3" json:"items,omitempty"`
+	Bytes         int64                  `protobuf:"varint,2,opt,name=bytes,proto3" json:"bytes,omitempty"` // all of them together
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *PruneImagesResponse) Reset() {
+	*x = PruneImagesResponse{}
+	mi := &file_banger_v1_banger_proto_msgTypes[61]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *PruneImagesResponse) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*PruneImagesResponse) ProtoMessage() {}
+
+func (x *PruneImagesResponse) ProtoReflect() protoreflect.Message {
+	mi := &file_banger_v1_banger_proto_msgTypes[61]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use PruneImagesResponse.ProtoReflect.Descriptor instead.
+func (*PruneImagesResponse) Descriptor() ([]byte, []int) {
+	return file_banger_v1_banger_proto_rawDescGZIP(), []int{61}
+}
+
+func (x *PruneImagesResponse) GetItems() []*PrunedItem {
+	if x != nil {
+		return x.Items
+	}
+	return nil
+}
+
+func (x *PruneImagesResponse) GetBytes() int64 {
+	if x != nil {
+		return x.Bytes
+	}
+	return 0
+}
+
+// PrunedItem is one thing that was freed, or would be.
+type PrunedItem struct {
+	state         protoimpl.MessageState `protogen:"open.v1"`
+	What          string                 `protobuf:"bytes,1,opt,name=what,proto3" json:"what,omitempty"`
+	Bytes         int64                  `protobuf:"varint,2,opt,name=bytes,proto3" json:"bytes,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *PrunedItem) Reset() {
+	*x = PrunedItem{}
+	mi := &file_banger_v1_banger_proto_msgTypes[62]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *PrunedItem) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*PrunedItem) ProtoMessage() {}
+
+func (x *PrunedItem) ProtoReflect() protoreflect.Message {
+	mi := &file_banger_v1_banger_proto_msgTypes[62]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use PrunedItem.ProtoReflect.Descriptor instead.
+func (*PrunedItem) Descriptor() ([]byte, []int) {
+	return file_banger_v1_banger_proto_rawDescGZIP(), []int{62}
+}
+
+func (x *PrunedItem) GetWhat() string {
+	if x != nil {
+		return x.What
+	}
+	return ""
+}
+
+func (x *PrunedItem) GetBytes() int64 {
+	if x != nil {
+		return x.Bytes
+	}
+	return 0
+}
+
 type ListImagesRequest struct {
 	state         protoimpl.MessageState `protogen:"open.v1"`
 	unknownFields protoimpl.UnknownFields
@@ -3513,7 +4383,7 @@ type ListImagesRequest struct {
 
 func (x *ListImagesRequest) Reset() {
 	*x = ListImagesRequest{}
-	mi := &file_banger_v1_banger_proto_msgTypes[51]
+	mi := &file_banger_v1_banger_proto_msgTypes[63]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -3525,7 +4395,7 @@ func (x *ListImagesRequest) String() string {
 func (*ListImagesRequest) ProtoMessage() {}
 
 func (x *ListImagesRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_banger_v1_banger_proto_msgTypes[51]
+	mi := &file_banger_v1_banger_proto_msgTypes[63]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -3538,7 +4408,7 @@ func (x *ListImagesRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ListImagesRequest.ProtoReflect.Descriptor instead.
 func (*ListImagesRequest) Descriptor() ([]byte, []int) {
-	return file_banger_v1_banger_proto_rawDescGZIP(), []int{51}
+	return file_banger_v1_banger_proto_rawDescGZIP(), []int{63}
 }
 
 type ListImagesResponse struct {
@@ -3550,7 +4420,7 @@ type ListImagesResponse struct {
 
 func (x *ListImagesResponse) Reset() {
 	*x = ListImagesResponse{}
-	mi := &file_banger_v1_banger_proto_msgTypes[52]
+	mi := &file_banger_v1_banger_proto_msgTypes[64]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -3562,7 +4432,7 @@ func (x *ListImagesResponse) String() string {
 func (*ListImagesResponse) ProtoMessage() {}
 
 func (x *ListImagesResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_banger_v1_banger_proto_msgTypes[52]
+	mi := &file_banger_v1_banger_proto_msgTypes[64]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -3575,7 +4445,7 @@ func (x *ListImagesResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ListImagesResponse.ProtoReflect.Descriptor instead.
 func (*ListImagesResponse) Descriptor() ([]byte, []int) {
-	return file_banger_v1_banger_proto_rawDescGZIP(), []int{52}
+	return file_banger_v1_banger_proto_rawDescGZIP(), []int{64}
 }
 
 func (x *ListImagesResponse) GetImages() []*Image {
@@ -3585,16 +4455,279 @@ func (x *ListImagesResponse) GetImages() []*Image {
 	return nil
 }
 
-type PullImageRequest struct {
+type PromoteImageRequest struct {
+	state         protoimpl.MessageState `protogen:"open.v1"`
+	Vm            string                 `protobuf:"bytes,1,opt,name=vm,proto3" json:"vm,omitempty"`
+	Name          string                 `protobuf:"bytes,2,opt,name=name,proto3" json:"name,omitempty"`                    // of the new image; empty: the VM's
+	NoHome        bool                   `protobuf:"varint,3,opt,name=no_home,json=noHome,proto3" json:"no_home,omitempty"` // leave /root as the VM's image has it
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *PromoteImageRequest) Reset() {
+	*x = PromoteImageRequest{}
+	mi := &file_banger_v1_banger_proto_msgTypes[65]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *PromoteImageRequest) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*PromoteImageRequest) ProtoMessage() {}
+
+func (x *PromoteImageRequest) ProtoReflect() protoreflect.Message {
+	mi := &file_banger_v1_banger_proto_msgTypes[65]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use PromoteImageRequest.ProtoReflect.Descriptor instead.
+func (*PromoteImageRequest) Descriptor() ([]byte, []int) {
+	return file_banger_v1_banger_proto_rawDescGZIP(), []int{65}
+}
+
+func (x *PromoteImageRequest) GetVm() string {
+	if x != nil {
+		return x.Vm
+	}
+	return ""
+}
+
+func (x *PromoteImageRequest) GetName() string {
+	if x != nil {
+		return x.Name
+	}
+	return ""
+}
+
+func (x *PromoteImageRequest) GetNoHome() bool {
+	if x != nil {
+		return x.NoHome
+	}
+	return false
+}
+
+type ExportImageRequest struct {
 	state         protoimpl.MessageState `protogen:"open.v1"`
 	Name          string                 `protobuf:"bytes,1,opt,name=name,proto3" json:"name,omitempty"`
+	Format        string                 `protobuf:"bytes,2,opt,name=format,proto3" json:"format,omitempty"` // oci, docker; empty: oci
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *ExportImageRequest) Reset() {
+	*x = ExportImageRequest{}
+	mi := &file_banger_v1_banger_proto_msgTypes[66]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *ExportImageRequest) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*ExportImageRequest) ProtoMessage() {}
+
+func (x *ExportImageRequest) ProtoReflect() protoreflect.Message {
+	mi := &file_banger_v1_banger_proto_msgTypes[66]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use ExportImageRequest.ProtoReflect.Descriptor instead.
+func (*ExportImageRequest) Descriptor() ([]byte, []int) {
+	return file_banger_v1_banger_proto_rawDescGZIP(), []int{66}
+}
+
+func (x *ExportImageRequest) GetName() string {
+	if x != nil {
+		return x.Name
+	}
+	return ""
+}
+
+func (x *ExportImageRequest) GetFormat() string {
+	if x != nil {
+		return x.Format
+	}
+	return ""
+}
+
+type ExportImageResponse struct {
+	state protoimpl.MessageState `protogen:"open.v1"`
+	// Types that are valid to be assigned to Kind:
+	//
+	//	*ExportImageResponse_Progress
+	//	*ExportImageResponse_Data
+	//	*ExportImageResponse_Digest
+	Kind          isExportImageResponse_Kind `protobuf_oneof:"kind"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *ExportImageResponse) Reset() {
+	*x = ExportImageResponse{}
+	mi := &file_banger_v1_banger_proto_msgTypes[67]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *ExportImageResponse) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*ExportImageResponse) ProtoMessage() {}
+
+func (x *ExportImageResponse) ProtoReflect() protoreflect.Message {
+	mi := &file_banger_v1_banger_proto_msgTypes[67]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use ExportImageResponse.ProtoReflect.Descriptor instead.
+func (*ExportImageResponse) Descriptor() ([]byte, []int) {
+	return file_banger_v1_banger_proto_rawDescGZIP(), []int{67}
+}
+
+func (x *ExportImageResponse) GetKind() isExportImageResponse_Kind {
+	if x != nil {
+		return x.Kind
+	}
+	return nil
+}
+
+func (x *ExportImageResponse) GetProgress() *Progress {
+	if x != nil {
+		if x, ok := x.Kind.(*ExportImageResponse_Progress); ok {
+			return x.Progress
+		}
+	}
+	return nil
+}
+
+func (x *ExportImageResponse) GetData() []byte {
+	if x != nil {
+		if x, ok := x.Kind.(*ExportImageResponse_Data); ok {
+			return x.Data
+		}
+	}
+	return nil
+}
+
+func (x *ExportImageResponse) GetDigest() string {
+	if x != nil {
+		if x, ok := x.Kind.(*ExportImageResponse_Digest); ok {
+			return x.Digest
+		}
+	}
+	return ""
+}
+
+type isExportImageResponse_Kind interface {
+	isExportImageResponse_Kind()
+}
+
+type ExportImageResponse_Progress struct {
+	Progress *Progress `protobuf:"bytes,1,opt,name=progress,proto3,oneof"`
+}
+
+type ExportImageResponse_Data struct {
+	Data []byte `protobuf:"bytes,2,opt,name=data,proto3,oneof"`
+}
+
+type ExportImageResponse_Digest struct {
+	Digest string `protobuf:"bytes,3,opt,name=digest,proto3,oneof"` // of the manifest; last
+}
+
+func (*ExportImageResponse_Progress) isExportImageResponse_Kind() {}
+
+func (*ExportImageResponse_Data) isExportImageResponse_Kind() {}
+
+func (*ExportImageResponse_Digest) isExportImageResponse_Kind() {}
+
+type PushImageRequest struct {
+	state         protoimpl.MessageState `protogen:"open.v1"`
+	Name          string                 `protobuf:"bytes,1,opt,name=name,proto3" json:"name,omitempty"`
+	Reference     string                 `protobuf:"bytes,2,opt,name=reference,proto3" json:"reference,omitempty"` // registry/repository:tag
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *PushImageRequest) Reset() {
+	*x = PushImageRequest{}
+	mi := &file_banger_v1_banger_proto_msgTypes[68]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *PushImageRequest) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*PushImageRequest) ProtoMessage() {}
+
+func (x *PushImageRequest) ProtoReflect() protoreflect.Message {
+	mi := &file_banger_v1_banger_proto_msgTypes[68]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use PushImageRequest.ProtoReflect.Descriptor instead.
+func (*PushImageRequest) Descriptor() ([]byte, []int) {
+	return file_banger_v1_banger_proto_rawDescGZIP(), []int{68}
+}
+
+func (x *PushImageRequest) GetName() string {
+	if x != nil {
+		return x.Name
+	}
+	return ""
+}
+
+func (x *PushImageRequest) GetReference() string {
+	if x != nil {
+		return x.Reference
+	}
+	return ""
+}
+
+type PullImageRequest struct {
+	state         protoimpl.MessageState `protogen:"open.v1"`
+	Name          string                 `protobuf:"bytes,1,opt,name=name,proto3" json:"name,omitempty"`         // of the catalogue, or a reference of a registry
+	Platform      string                 `protobuf:"bytes,2,opt,name=platform,proto3" json:"platform,omitempty"` // "linux/arm64"; empty: that of this host
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
 
 func (x *PullImageRequest) Reset() {
 	*x = PullImageRequest{}
-	mi := &file_banger_v1_banger_proto_msgTypes[53]
+	mi := &file_banger_v1_banger_proto_msgTypes[69]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -3606,7 +4739,7 @@ func (x *PullImageRequest) String() string {
 func (*PullImageRequest) ProtoMessage() {}
 
 func (x *PullImageRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_banger_v1_banger_proto_msgTypes[53]
+	mi := &file_banger_v1_banger_proto_msgTypes[69]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -3619,12 +4752,19 @@ func (x *PullImageRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use PullImageRequest.ProtoReflect.Descriptor instead.
 func (*PullImageRequest) Descriptor() ([]byte, []int) {
-	return file_banger_v1_banger_proto_rawDescGZIP(), []int{53}
+	return file_banger_v1_banger_proto_rawDescGZIP(), []int{69}
 }
 
 func (x *PullImageRequest) GetName() string {
 	if x != nil {
 		return x.Name
+	}
+	return ""
+}
+
+func (x *PullImageRequest) GetPlatform() string {
+	if x != nil {
+		return x.Platform
 	}
 	return ""
 }
@@ -3635,13 +4775,20 @@ type Kernel struct {
 	Release       string                 `protobuf:"bytes,2,opt,name=release,proto3" json:"release,omitempty"` // as uname -r says; empty: in the catalogue, not present yet
 	Source        string                 `protobuf:"bytes,3,opt,name=source,proto3" json:"source,omitempty"`
 	CreatedAt     *timestamppb.Timestamp `protobuf:"bytes,4,opt,name=created_at,json=createdAt,proto3" json:"created_at,omitempty"`
+	Digest        string                 `protobuf:"bytes,5,opt,name=digest,proto3" json:"digest,omitempty"`
+	Description   string                 `protobuf:"bytes,6,opt,name=description,proto3" json:"description,omitempty"` // of the catalogue's entry
+	Arch          string                 `protobuf:"bytes,7,opt,name=arch,proto3" json:"arch,omitempty"`               // of the catalogue's entry
+	Modules       bool                   `protobuf:"varint,8,opt,name=modules,proto3" json:"modules,omitempty"`        // it has loadable modules
+	Bzimage       bool                   `protobuf:"varint,9,opt,name=bzimage,proto3" json:"bzimage,omitempty"`        // there is the image that unpacks itself
+	Vmlinux       bool                   `protobuf:"varint,10,opt,name=vmlinux,proto3" json:"vmlinux,omitempty"`       // there is the unpacked one
+	Pvh           bool                   `protobuf:"varint,11,opt,name=pvh,proto3" json:"pvh,omitempty"`               // the unpacked one can be entered directly
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
 
 func (x *Kernel) Reset() {
 	*x = Kernel{}
-	mi := &file_banger_v1_banger_proto_msgTypes[54]
+	mi := &file_banger_v1_banger_proto_msgTypes[70]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -3653,7 +4800,7 @@ func (x *Kernel) String() string {
 func (*Kernel) ProtoMessage() {}
 
 func (x *Kernel) ProtoReflect() protoreflect.Message {
-	mi := &file_banger_v1_banger_proto_msgTypes[54]
+	mi := &file_banger_v1_banger_proto_msgTypes[70]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -3666,7 +4813,7 @@ func (x *Kernel) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Kernel.ProtoReflect.Descriptor instead.
 func (*Kernel) Descriptor() ([]byte, []int) {
-	return file_banger_v1_banger_proto_rawDescGZIP(), []int{54}
+	return file_banger_v1_banger_proto_rawDescGZIP(), []int{70}
 }
 
 func (x *Kernel) GetName() string {
@@ -3697,15 +4844,179 @@ func (x *Kernel) GetCreatedAt() *timestamppb.Timestamp {
 	return nil
 }
 
+func (x *Kernel) GetDigest() string {
+	if x != nil {
+		return x.Digest
+	}
+	return ""
+}
+
+func (x *Kernel) GetDescription() string {
+	if x != nil {
+		return x.Description
+	}
+	return ""
+}
+
+func (x *Kernel) GetArch() string {
+	if x != nil {
+		return x.Arch
+	}
+	return ""
+}
+
+func (x *Kernel) GetModules() bool {
+	if x != nil {
+		return x.Modules
+	}
+	return false
+}
+
+func (x *Kernel) GetBzimage() bool {
+	if x != nil {
+		return x.Bzimage
+	}
+	return false
+}
+
+func (x *Kernel) GetVmlinux() bool {
+	if x != nil {
+		return x.Vmlinux
+	}
+	return false
+}
+
+func (x *Kernel) GetPvh() bool {
+	if x != nil {
+		return x.Pvh
+	}
+	return false
+}
+
+// KernelFeature is something that guests may need of their kernel.
+type KernelFeature struct {
+	state         protoimpl.MessageState `protogen:"open.v1"`
+	Name          string                 `protobuf:"bytes,1,opt,name=name,proto3" json:"name,omitempty"`
+	Support       string                 `protobuf:"bytes,2,opt,name=support,proto3" json:"support,omitempty"` // built-in, module, missing, unknown
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *KernelFeature) Reset() {
+	*x = KernelFeature{}
+	mi := &file_banger_v1_banger_proto_msgTypes[71]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *KernelFeature) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*KernelFeature) ProtoMessage() {}
+
+func (x *KernelFeature) ProtoReflect() protoreflect.Message {
+	mi := &file_banger_v1_banger_proto_msgTypes[71]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use KernelFeature.ProtoReflect.Descriptor instead.
+func (*KernelFeature) Descriptor() ([]byte, []int) {
+	return file_banger_v1_banger_proto_rawDescGZIP(), []int{71}
+}
+
+func (x *KernelFeature) GetName() string {
+	if x != nil {
+		return x.Name
+	}
+	return ""
+}
+
+func (x *KernelFeature) GetSupport() string {
+	if x != nil {
+		return x.Support
+	}
+	return ""
+}
+
+// KernelFitness says whether a kernel can boot on a backend.
+type KernelFitness struct {
+	state         protoimpl.MessageState `protogen:"open.v1"`
+	Backend       string                 `protobuf:"bytes,1,opt,name=backend,proto3" json:"backend,omitempty"`
+	Problems      []string               `protobuf:"bytes,2,rep,name=problems,proto3" json:"problems,omitempty"` // why it can't; none: it can, as far as can be told
+	Notes         []string               `protobuf:"bytes,3,rep,name=notes,proto3" json:"notes,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *KernelFitness) Reset() {
+	*x = KernelFitness{}
+	mi := &file_banger_v1_banger_proto_msgTypes[72]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *KernelFitness) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*KernelFitness) ProtoMessage() {}
+
+func (x *KernelFitness) ProtoReflect() protoreflect.Message {
+	mi := &file_banger_v1_banger_proto_msgTypes[72]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use KernelFitness.ProtoReflect.Descriptor instead.
+func (*KernelFitness) Descriptor() ([]byte, []int) {
+	return file_banger_v1_banger_proto_rawDescGZIP(), []int{72}
+}
+
+func (x *KernelFitness) GetBackend() string {
+	if x != nil {
+		return x.Backend
+	}
+	return ""
+}
+
+func (x *KernelFitness) GetProblems() []string {
+	if x != nil {
+		return x.Problems
+	}
+	return nil
+}
+
+func (x *KernelFitness) GetNotes() []string {
+	if x != nil {
+		return x.Notes
+	}
+	return nil
+}
+
 type ListKernelsRequest struct {
 	state         protoimpl.MessageState `protogen:"open.v1"`
+	Available     bool                   `protobuf:"varint,1,opt,name=available,proto3" json:"available,omitempty"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
 
 func (x *ListKernelsRequest) Reset() {
 	*x = ListKernelsRequest{}
-	mi := &file_banger_v1_banger_proto_msgTypes[55]
+	mi := &file_banger_v1_banger_proto_msgTypes[73]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -3717,7 +5028,7 @@ func (x *ListKernelsRequest) String() string {
 func (*ListKernelsRequest) ProtoMessage() {}
 
 func (x *ListKernelsRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_banger_v1_banger_proto_msgTypes[55]
+	mi := &file_banger_v1_banger_proto_msgTypes[73]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -3730,7 +5041,302 @@ func (x *ListKernelsRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ListKernelsRequest.ProtoReflect.Descriptor instead.
 func (*ListKernelsRequest) Descriptor() ([]byte, []int) {
-	return file_banger_v1_banger_proto_rawDescGZIP(), []int{55}
+	return file_banger_v1_banger_proto_rawDescGZIP(), []int{73}
+}
+
+func (x *ListKernelsRequest) GetAvailable() bool {
+	if x != nil {
+		return x.Available
+	}
+	return false
+}
+
+type GetKernelRequest struct {
+	state         protoimpl.MessageState `protogen:"open.v1"`
+	Name          string                 `protobuf:"bytes,1,opt,name=name,proto3" json:"name,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *GetKernelRequest) Reset() {
+	*x = GetKernelRequest{}
+	mi := &file_banger_v1_banger_proto_msgTypes[74]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *GetKernelRequest) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*GetKernelRequest) ProtoMessage() {}
+
+func (x *GetKernelRequest) ProtoReflect() protoreflect.Message {
+	mi := &file_banger_v1_banger_proto_msgTypes[74]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use GetKernelRequest.ProtoReflect.Descriptor instead.
+func (*GetKernelRequest) Descriptor() ([]byte, []int) {
+	return file_banger_v1_banger_proto_rawDescGZIP(), []int{74}
+}
+
+func (x *GetKernelRequest) GetName() string {
+	if x != nil {
+		return x.Name
+	}
+	return ""
+}
+
+type GetKernelResponse struct {
+	state         protoimpl.MessageState `protogen:"open.v1"`
+	Kernel        *Kernel                `protobuf:"bytes,1,opt,name=kernel,proto3" json:"kernel,omitempty"`
+	Features      []*KernelFeature       `protobuf:"bytes,2,rep,name=features,proto3" json:"features,omitempty"`
+	Backends      []*KernelFitness       `protobuf:"bytes,3,rep,name=backends,proto3" json:"backends,omitempty"`
+	Users         []string               `protobuf:"bytes,4,rep,name=users,proto3" json:"users,omitempty"` // "VM devbox"
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *GetKernelResponse) Reset() {
+	*x = GetKernelResponse{}
+	mi := &file_banger_v1_banger_proto_msgTypes[75]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *GetKernelResponse) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*GetKernelResponse) ProtoMessage() {}
+
+func (x *GetKernelResponse) ProtoReflect() protoreflect.Message {
+	mi := &file_banger_v1_banger_proto_msgTypes[75]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use GetKernelResponse.ProtoReflect.Descriptor instead.
+func (*GetKernelResponse) Descriptor() ([]byte, []int) {
+	return file_banger_v1_banger_proto_rawDescGZIP(), []int{75}
+}
+
+func (x *GetKernelResponse) GetKernel() *Kernel {
+	if x != nil {
+		return x.Kernel
+	}
+	return nil
+}
+
+func (x *GetKernelResponse) GetFeatures() []*KernelFeature {
+	if x != nil {
+		return x.Features
+	}
+	return nil
+}
+
+func (x *GetKernelResponse) GetBackends() []*KernelFitness {
+	if x != nil {
+		return x.Backends
+	}
+	return nil
+}
+
+func (x *GetKernelResponse) GetUsers() []string {
+	if x != nil {
+		return x.Users
+	}
+	return nil
+}
+
+type PullKernelRequest struct {
+	state         protoimpl.MessageState `protogen:"open.v1"`
+	Name          string                 `protobuf:"bytes,1,opt,name=name,proto3" json:"name,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *PullKernelRequest) Reset() {
+	*x = PullKernelRequest{}
+	mi := &file_banger_v1_banger_proto_msgTypes[76]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *PullKernelRequest) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*PullKernelRequest) ProtoMessage() {}
+
+func (x *PullKernelRequest) ProtoReflect() protoreflect.Message {
+	mi := &file_banger_v1_banger_proto_msgTypes[76]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use PullKernelRequest.ProtoReflect.Descriptor instead.
+func (*PullKernelRequest) Descriptor() ([]byte, []int) {
+	return file_banger_v1_banger_proto_rawDescGZIP(), []int{76}
+}
+
+func (x *PullKernelRequest) GetName() string {
+	if x != nil {
+		return x.Name
+	}
+	return ""
+}
+
+type ImportKernelRequest struct {
+	state         protoimpl.MessageState `protogen:"open.v1"`
+	Name          string                 `protobuf:"bytes,1,opt,name=name,proto3" json:"name,omitempty"`   // empty: its release
+	Paths         []string               `protobuf:"bytes,2,rep,name=paths,proto3" json:"paths,omitempty"` // absolute: packages (.deb, .rpm) of one kernel, a directory, a bzImage or a vmlinux
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *ImportKernelRequest) Reset() {
+	*x = ImportKernelRequest{}
+	mi := &file_banger_v1_banger_proto_msgTypes[77]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *ImportKernelRequest) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*ImportKernelRequest) ProtoMessage() {}
+
+func (x *ImportKernelRequest) ProtoReflect() protoreflect.Message {
+	mi := &file_banger_v1_banger_proto_msgTypes[77]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use ImportKernelRequest.ProtoReflect.Descriptor instead.
+func (*ImportKernelRequest) Descriptor() ([]byte, []int) {
+	return file_banger_v1_banger_proto_rawDescGZIP(), []int{77}
+}
+
+func (x *ImportKernelRequest) GetName() string {
+	if x != nil {
+		return x.Name
+	}
+	return ""
+}
+
+func (x *ImportKernelRequest) GetPaths() []string {
+	if x != nil {
+		return x.Paths
+	}
+	return nil
+}
+
+type DeleteKernelRequest struct {
+	state         protoimpl.MessageState `protogen:"open.v1"`
+	Name          string                 `protobuf:"bytes,1,opt,name=name,proto3" json:"name,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *DeleteKernelRequest) Reset() {
+	*x = DeleteKernelRequest{}
+	mi := &file_banger_v1_banger_proto_msgTypes[78]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *DeleteKernelRequest) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*DeleteKernelRequest) ProtoMessage() {}
+
+func (x *DeleteKernelRequest) ProtoReflect() protoreflect.Message {
+	mi := &file_banger_v1_banger_proto_msgTypes[78]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use DeleteKernelRequest.ProtoReflect.Descriptor instead.
+func (*DeleteKernelRequest) Descriptor() ([]byte, []int) {
+	return file_banger_v1_banger_proto_rawDescGZIP(), []int{78}
+}
+
+func (x *DeleteKernelRequest) GetName() string {
+	if x != nil {
+		return x.Name
+	}
+	return ""
+}
+
+type DeleteKernelResponse struct {
+	state         protoimpl.MessageState `protogen:"open.v1"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *DeleteKernelResponse) Reset() {
+	*x = DeleteKernelResponse{}
+	mi := &file_banger_v1_banger_proto_msgTypes[79]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *DeleteKernelResponse) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*DeleteKernelResponse) ProtoMessage() {}
+
+func (x *DeleteKernelResponse) ProtoReflect() protoreflect.Message {
+	mi := &file_banger_v1_banger_proto_msgTypes[79]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use DeleteKernelResponse.ProtoReflect.Descriptor instead.
+func (*DeleteKernelResponse) Descriptor() ([]byte, []int) {
+	return file_banger_v1_banger_proto_rawDescGZIP(), []int{79}
 }
 
 type ListKernelsResponse struct {
@@ -3742,7 +5348,7 @@ type ListKernelsResponse struct {
 
 func (x *ListKernelsResponse) Reset() {
 	*x = ListKernelsResponse{}
-	mi := &file_banger_v1_banger_proto_msgTypes[56]
+	mi := &file_banger_v1_banger_proto_msgTypes[80]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -3754,7 +5360,7 @@ func (x *ListKernelsResponse) String() string {
 func (*ListKernelsResponse) ProtoMessage() {}
 
 func (x *ListKernelsResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_banger_v1_banger_proto_msgTypes[56]
+	mi := &file_banger_v1_banger_proto_msgTypes[80]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -3767,7 +5373,7 @@ func (x *ListKernelsResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ListKernelsResponse.ProtoReflect.Descriptor instead.
 func (*ListKernelsResponse) Descriptor() ([]byte, []int) {
-	return file_banger_v1_banger_proto_rawDescGZIP(), []int{56}
+	return file_banger_v1_banger_proto_rawDescGZIP(), []int{80}
 }
 
 func (x *ListKernelsResponse) GetKernels() []*Kernel {
@@ -3785,7 +5391,7 @@ type StatusRequest struct {
 
 func (x *StatusRequest) Reset() {
 	*x = StatusRequest{}
-	mi := &file_banger_v1_banger_proto_msgTypes[57]
+	mi := &file_banger_v1_banger_proto_msgTypes[81]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -3797,7 +5403,7 @@ func (x *StatusRequest) String() string {
 func (*StatusRequest) ProtoMessage() {}
 
 func (x *StatusRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_banger_v1_banger_proto_msgTypes[57]
+	mi := &file_banger_v1_banger_proto_msgTypes[81]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -3810,7 +5416,7 @@ func (x *StatusRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use StatusRequest.ProtoReflect.Descriptor instead.
 func (*StatusRequest) Descriptor() ([]byte, []int) {
-	return file_banger_v1_banger_proto_rawDescGZIP(), []int{57}
+	return file_banger_v1_banger_proto_rawDescGZIP(), []int{81}
 }
 
 type StatusResponse struct {
@@ -3830,7 +5436,7 @@ type StatusResponse struct {
 
 func (x *StatusResponse) Reset() {
 	*x = StatusResponse{}
-	mi := &file_banger_v1_banger_proto_msgTypes[58]
+	mi := &file_banger_v1_banger_proto_msgTypes[82]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -3842,7 +5448,7 @@ func (x *StatusResponse) String() string {
 func (*StatusResponse) ProtoMessage() {}
 
 func (x *StatusResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_banger_v1_banger_proto_msgTypes[58]
+	mi := &file_banger_v1_banger_proto_msgTypes[82]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -3855,7 +5461,7 @@ func (x *StatusResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use StatusResponse.ProtoReflect.Descriptor instead.
 func (*StatusResponse) Descriptor() ([]byte, []int) {
-	return file_banger_v1_banger_proto_rawDescGZIP(), []int{58}
+	return file_banger_v1_banger_proto_rawDescGZIP(), []int{82}
 }
 
 func (x *StatusResponse) GetVersion() string {
@@ -3923,13 +5529,14 @@ func (x *StatusResponse) GetConfigFile() string {
 
 type DoctorRequest struct {
 	state         protoimpl.MessageState `protogen:"open.v1"`
+	Fix           bool                   `protobuf:"varint,1,opt,name=fix,proto3" json:"fix,omitempty"` // see to what is left over; VMs that run are not touched
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
 
 func (x *DoctorRequest) Reset() {
 	*x = DoctorRequest{}
-	mi := &file_banger_v1_banger_proto_msgTypes[59]
+	mi := &file_banger_v1_banger_proto_msgTypes[83]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -3941,7 +5548,7 @@ func (x *DoctorRequest) String() string {
 func (*DoctorRequest) ProtoMessage() {}
 
 func (x *DoctorRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_banger_v1_banger_proto_msgTypes[59]
+	mi := &file_banger_v1_banger_proto_msgTypes[83]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -3954,7 +5561,14 @@ func (x *DoctorRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use DoctorRequest.ProtoReflect.Descriptor instead.
 func (*DoctorRequest) Descriptor() ([]byte, []int) {
-	return file_banger_v1_banger_proto_rawDescGZIP(), []int{59}
+	return file_banger_v1_banger_proto_rawDescGZIP(), []int{83}
+}
+
+func (x *DoctorRequest) GetFix() bool {
+	if x != nil {
+		return x.Fix
+	}
+	return false
 }
 
 type DoctorResponse struct {
@@ -3962,13 +5576,14 @@ type DoctorResponse struct {
 	Checks         []*Check               `protobuf:"bytes,1,rep,name=checks,proto3" json:"checks,omitempty"`
 	Defaults       *Spec                  `protobuf:"bytes,2,opt,name=defaults,proto3" json:"defaults,omitempty"`                                                                                                             // effective defaults of a new VM
 	DefaultSources map[string]string      `protobuf:"bytes,3,rep,name=default_sources,json=defaultSources,proto3" json:"default_sources,omitempty" protobuf_key:"bytes,1,opt,name=key" protobuf_val:"bytes,2,opt,name=value"` // setting -> where its value came from
+	Leftovers      []*Leftover            `protobuf:"bytes,4,rep,name=leftovers,proto3" json:"leftovers,omitempty"`
 	unknownFields  protoimpl.UnknownFields
 	sizeCache      protoimpl.SizeCache
 }
 
 func (x *DoctorResponse) Reset() {
 	*x = DoctorResponse{}
-	mi := &file_banger_v1_banger_proto_msgTypes[60]
+	mi := &file_banger_v1_banger_proto_msgTypes[84]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -3980,7 +5595,7 @@ func (x *DoctorResponse) String() string {
 func (*DoctorResponse) ProtoMessage() {}
 
 func (x *DoctorResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_banger_v1_banger_proto_msgTypes[60]
+	mi := &file_banger_v1_banger_proto_msgTypes[84]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -3993,7 +5608,7 @@ func (x *DoctorResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use DoctorResponse.ProtoReflect.Descriptor instead.
 func (*DoctorResponse) Descriptor() ([]byte, []int) {
-	return file_banger_v1_banger_proto_rawDescGZIP(), []int{60}
+	return file_banger_v1_banger_proto_rawDescGZIP(), []int{84}
 }
 
 func (x *DoctorResponse) GetChecks() []*Check {
@@ -4017,6 +5632,114 @@ func (x *DoctorResponse) GetDefaultSources() map[string]string {
 	return nil
 }
 
+func (x *DoctorResponse) GetLeftovers() []*Leftover {
+	if x != nil {
+		return x.Leftovers
+	}
+	return nil
+}
+
+// Leftover is something that a crash has left, or that is not as it is recorded.
+type Leftover struct {
+	state         protoimpl.MessageState `protogen:"open.v1"`
+	Kind          string                 `protobuf:"bytes,1,opt,name=kind,proto3" json:"kind,omitempty"` // process, state, disk, directory, image, build, unknown
+	Vm            string                 `protobuf:"bytes,2,opt,name=vm,proto3" json:"vm,omitempty"`     // name of the VM that it concerns; empty: none
+	Path          string                 `protobuf:"bytes,3,opt,name=path,proto3" json:"path,omitempty"` // of the file or directory; empty: it is none
+	Pid           int64                  `protobuf:"varint,4,opt,name=pid,proto3" json:"pid,omitempty"`  // of the process; 0: it is none
+	Detail        string                 `protobuf:"bytes,5,opt,name=detail,proto3" json:"detail,omitempty"`
+	Mended        bool                   `protobuf:"varint,6,opt,name=mended,proto3" json:"mended,omitempty"` // this call has seen to it
+	Error         string                 `protobuf:"bytes,7,opt,name=error,proto3" json:"error,omitempty"`    // why this call could not
+	Fix           string                 `protobuf:"bytes,8,opt,name=fix,proto3" json:"fix,omitempty"`        // what a person can do about it; empty if mended
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *Leftover) Reset() {
+	*x = Leftover{}
+	mi := &file_banger_v1_banger_proto_msgTypes[85]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *Leftover) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*Leftover) ProtoMessage() {}
+
+func (x *Leftover) ProtoReflect() protoreflect.Message {
+	mi := &file_banger_v1_banger_proto_msgTypes[85]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use Leftover.ProtoReflect.Descriptor instead.
+func (*Leftover) Descriptor() ([]byte, []int) {
+	return file_banger_v1_banger_proto_rawDescGZIP(), []int{85}
+}
+
+func (x *Leftover) GetKind() string {
+	if x != nil {
+		return x.Kind
+	}
+	return ""
+}
+
+func (x *Leftover) GetVm() string {
+	if x != nil {
+		return x.Vm
+	}
+	return ""
+}
+
+func (x *Leftover) GetPath() string {
+	if x != nil {
+		return x.Path
+	}
+	return ""
+}
+
+func (x *Leftover) GetPid() int64 {
+	if x != nil {
+		return x.Pid
+	}
+	return 0
+}
+
+func (x *Leftover) GetDetail() string {
+	if x != nil {
+		return x.Detail
+	}
+	return ""
+}
+
+func (x *Leftover) GetMended() bool {
+	if x != nil {
+		return x.Mended
+	}
+	return false
+}
+
+func (x *Leftover) GetError() string {
+	if x != nil {
+		return x.Error
+	}
+	return ""
+}
+
+func (x *Leftover) GetFix() string {
+	if x != nil {
+		return x.Fix
+	}
+	return ""
+}
+
 // Check is one requirement.
 type Check struct {
 	state         protoimpl.MessageState `protogen:"open.v1"`
@@ -4030,7 +5753,7 @@ type Check struct {
 
 func (x *Check) Reset() {
 	*x = Check{}
-	mi := &file_banger_v1_banger_proto_msgTypes[61]
+	mi := &file_banger_v1_banger_proto_msgTypes[86]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -4042,7 +5765,7 @@ func (x *Check) String() string {
 func (*Check) ProtoMessage() {}
 
 func (x *Check) ProtoReflect() protoreflect.Message {
-	mi := &file_banger_v1_banger_proto_msgTypes[61]
+	mi := &file_banger_v1_banger_proto_msgTypes[86]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -4055,7 +5778,7 @@ func (x *Check) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Check.ProtoReflect.Descriptor instead.
 func (*Check) Descriptor() ([]byte, []int) {
-	return file_banger_v1_banger_proto_rawDescGZIP(), []int{61}
+	return file_banger_v1_banger_proto_rawDescGZIP(), []int{86}
 }
 
 func (x *Check) GetName() string {
@@ -4094,7 +5817,7 @@ type ShutdownRequest struct {
 
 func (x *ShutdownRequest) Reset() {
 	*x = ShutdownRequest{}
-	mi := &file_banger_v1_banger_proto_msgTypes[62]
+	mi := &file_banger_v1_banger_proto_msgTypes[87]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -4106,7 +5829,7 @@ func (x *ShutdownRequest) String() string {
 func (*ShutdownRequest) ProtoMessage() {}
 
 func (x *ShutdownRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_banger_v1_banger_proto_msgTypes[62]
+	mi := &file_banger_v1_banger_proto_msgTypes[87]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -4119,7 +5842,7 @@ func (x *ShutdownRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ShutdownRequest.ProtoReflect.Descriptor instead.
 func (*ShutdownRequest) Descriptor() ([]byte, []int) {
-	return file_banger_v1_banger_proto_rawDescGZIP(), []int{62}
+	return file_banger_v1_banger_proto_rawDescGZIP(), []int{87}
 }
 
 type ShutdownResponse struct {
@@ -4130,7 +5853,7 @@ type ShutdownResponse struct {
 
 func (x *ShutdownResponse) Reset() {
 	*x = ShutdownResponse{}
-	mi := &file_banger_v1_banger_proto_msgTypes[63]
+	mi := &file_banger_v1_banger_proto_msgTypes[88]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -4142,7 +5865,7 @@ func (x *ShutdownResponse) String() string {
 func (*ShutdownResponse) ProtoMessage() {}
 
 func (x *ShutdownResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_banger_v1_banger_proto_msgTypes[63]
+	mi := &file_banger_v1_banger_proto_msgTypes[88]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -4155,7 +5878,7 @@ func (x *ShutdownResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ShutdownResponse.ProtoReflect.Descriptor instead.
 func (*ShutdownResponse) Descriptor() ([]byte, []int) {
-	return file_banger_v1_banger_proto_rawDescGZIP(), []int{63}
+	return file_banger_v1_banger_proto_rawDescGZIP(), []int{88}
 }
 
 var File_banger_v1_banger_proto protoreflect.FileDescriptor
@@ -4167,7 +5890,7 @@ const file_banger_v1_banger_proto_rawDesc = "" +
 	"\x04kind\x18\x01 \x01(\tR\x04kind\x12\x12\n" +
 	"\x04hint\x18\x02 \x01(\tR\x04hint\x12!\n" +
 	"\foperation_id\x18\x03 \x01(\tR\voperationId\x12\x13\n" +
-	"\x05vm_id\x18\x04 \x01(\tR\x04vmId\"\xdd\x01\n" +
+	"\x05vm_id\x18\x04 \x01(\tR\x04vmId\"\xf7\x01\n" +
 	"\bProgress\x12\x14\n" +
 	"\x05stage\x18\x01 \x01(\tR\x05stage\x12\x16\n" +
 	"\x06detail\x18\x02 \x01(\tR\x06detail\x12\x18\n" +
@@ -4176,13 +5899,15 @@ const file_banger_v1_banger_proto_rawDesc = "" +
 	"\x04unit\x18\x05 \x01(\tR\x04unit\x12\x14\n" +
 	"\x05ended\x18\x06 \x01(\bR\x05ended\x123\n" +
 	"\aelapsed\x18\a \x01(\v2\x19.google.protobuf.DurationR\aelapsed\x12\x14\n" +
-	"\x05error\x18\b \x01(\tR\x05error\"\xb0\x01\n" +
+	"\x05error\x18\b \x01(\tR\x05error\x12\x18\n" +
+	"\awarning\x18\t \x01(\tR\awarning\"\xdd\x01\n" +
 	"\x05Event\x12!\n" +
 	"\foperation_id\x18\x01 \x01(\tR\voperationId\x121\n" +
 	"\bprogress\x18\x02 \x01(\v2\x13.banger.v1.ProgressH\x00R\bprogress\x12\x1f\n" +
 	"\x02vm\x18\x03 \x01(\v2\r.banger.v1.VMH\x00R\x02vm\x12(\n" +
-	"\x05image\x18\x04 \x01(\v2\x10.banger.v1.ImageH\x00R\x05imageB\x06\n" +
-	"\x04kind\"\xac\x05\n" +
+	"\x05image\x18\x04 \x01(\v2\x10.banger.v1.ImageH\x00R\x05image\x12+\n" +
+	"\x06kernel\x18\x05 \x01(\v2\x11.banger.v1.KernelH\x00R\x06kernelB\x06\n" +
+	"\x04kind\"\xf9\x05\n" +
 	"\x02VM\x12\x0e\n" +
 	"\x02id\x18\x01 \x01(\tR\x02id\x12\x12\n" +
 	"\x04name\x18\x02 \x01(\tR\x04name\x12\x14\n" +
@@ -4207,10 +5932,16 @@ const file_banger_v1_banger_proto_rawDesc = "" +
 	"\tdirectory\x18\x11 \x01(\tR\tdirectory\x123\n" +
 	"\fstart_stages\x18\x12 \x03(\v2\x10.banger.v1.StageR\vstartStages\x12%\n" +
 	"\x0edisk_allocated\x18\x13 \x01(\x03R\rdiskAllocated\x12#\n" +
-	"\rdisk_apparent\x18\x14 \x01(\x03R\fdiskApparent\"P\n" +
+	"\rdisk_apparent\x18\x14 \x01(\x03R\fdiskApparent\x12&\n" +
+	"\x04main\x18\x15 \x01(\v2\x12.banger.v1.ProcessR\x04main\x12#\n" +
+	"\rexposed_ports\x18\x16 \x03(\tR\fexposedPorts\"C\n" +
+	"\aProcess\x12\x12\n" +
+	"\x04args\x18\x01 \x03(\tR\x04args\x12\x10\n" +
+	"\x03dir\x18\x02 \x01(\tR\x03dir\x12\x12\n" +
+	"\x04user\x18\x03 \x01(\tR\x04user\"P\n" +
 	"\x05Stage\x12\x12\n" +
 	"\x04name\x18\x01 \x01(\tR\x04name\x123\n" +
-	"\aelapsed\x18\x02 \x01(\v2\x19.google.protobuf.DurationR\aelapsed\"\xfe\x03\n" +
+	"\aelapsed\x18\x02 \x01(\v2\x19.google.protobuf.DurationR\aelapsed\"\xba\x04\n" +
 	"\x04Spec\x12\x14\n" +
 	"\x05image\x18\x01 \x01(\tR\x05image\x12\x16\n" +
 	"\x06kernel\x18\x02 \x01(\tR\x06kernel\x12\x14\n" +
@@ -4224,17 +5955,21 @@ const file_banger_v1_banger_proto_rawDesc = "" +
 	"\x06labels\x18\n" +
 	" \x03(\v2\x1b.banger.v1.Spec.LabelsEntryR\x06labels\x12+\n" +
 	"\x03ttl\x18\v \x01(\v2\x19.google.protobuf.DurationR\x03ttl\x12<\n" +
-	"\fidle_timeout\x18\f \x01(\v2\x19.google.protobuf.DurationR\vidleTimeout\x1a6\n" +
+	"\fidle_timeout\x18\f \x01(\v2\x19.google.protobuf.DurationR\vidleTimeout\x12\x1d\n" +
+	"\n" +
+	"cpu_weight\x18\r \x01(\x05R\tcpuWeight\x12\x1b\n" +
+	"\tio_weight\x18\x0e \x01(\x05R\bioWeight\x1a6\n" +
 	"\bEnvEntry\x12\x10\n" +
 	"\x03key\x18\x01 \x01(\tR\x03key\x12\x14\n" +
 	"\x05value\x18\x02 \x01(\tR\x05value:\x028\x01\x1a9\n" +
 	"\vLabelsEntry\x12\x10\n" +
 	"\x03key\x18\x01 \x01(\tR\x03key\x12\x14\n" +
-	"\x05value\x18\x02 \x01(\tR\x05value:\x028\x01\"^\n" +
+	"\x05value\x18\x02 \x01(\tR\x05value:\x028\x01\"\x86\x01\n" +
 	"\rCreateRequest\x12\x12\n" +
 	"\x04name\x18\x01 \x01(\tR\x04name\x12#\n" +
 	"\x04spec\x18\x02 \x01(\v2\x0f.banger.v1.SpecR\x04spec\x12\x14\n" +
-	"\x05start\x18\x03 \x01(\bR\x05start\"\x1e\n" +
+	"\x05start\x18\x03 \x01(\bR\x05start\x12&\n" +
+	"\x04main\x18\x04 \x01(\v2\x12.banger.v1.ProcessR\x04main\"\x1e\n" +
 	"\fStartRequest\x12\x0e\n" +
 	"\x02vm\x18\x01 \x01(\tR\x02vm\"R\n" +
 	"\vStopRequest\x12\x0e\n" +
@@ -4252,7 +5987,7 @@ const file_banger_v1_banger_proto_rawDesc = "" +
 	"\fPauseRequest\x12\x0e\n" +
 	"\x02vm\x18\x01 \x01(\tR\x02vm\"\x1f\n" +
 	"\rResumeRequest\x12\x0e\n" +
-	"\x02vm\x18\x01 \x01(\tR\x02vm\"\xc2\x03\n" +
+	"\x02vm\x18\x01 \x01(\tR\x02vm\"\xfe\x03\n" +
 	"\n" +
 	"SetRequest\x12\x0e\n" +
 	"\x02vm\x18\x01 \x01(\tR\x02vm\x12\x19\n" +
@@ -4262,7 +5997,11 @@ const file_banger_v1_banger_proto_rawDesc = "" +
 	"\x06labels\x18\x05 \x03(\v2!.banger.v1.SetRequest.LabelsEntryR\x06labels\x12#\n" +
 	"\rremove_labels\x18\x06 \x03(\tR\fremoveLabels\x120\n" +
 	"\x03ttl\x18\a \x01(\v2\x19.google.protobuf.DurationH\x03R\x03ttl\x88\x01\x01\x12A\n" +
-	"\fidle_timeout\x18\b \x01(\v2\x19.google.protobuf.DurationH\x04R\vidleTimeout\x88\x01\x01\x1a9\n" +
+	"\fidle_timeout\x18\b \x01(\v2\x19.google.protobuf.DurationH\x04R\vidleTimeout\x88\x01\x01\x12\x1d\n" +
+	"\n" +
+	"cpu_weight\x18\t \x01(\x05R\tcpuWeight\x12\x1b\n" +
+	"\tio_weight\x18\n" +
+	" \x01(\x05R\bioWeight\x1a9\n" +
 	"\vLabelsEntry\x12\x10\n" +
 	"\x03key\x18\x01 \x01(\tR\x03key\x12\x14\n" +
 	"\x05value\x18\x02 \x01(\tR\x05value:\x028\x01B\b\n" +
@@ -4405,14 +6144,15 @@ const file_banger_v1_banger_proto_rawDesc = "" +
 	"\x06create\x18\x02 \x01(\v2\x18.banger.v1.CreateRequestH\x00R\x06create\x12'\n" +
 	"\x04exec\x18\x03 \x01(\v2\x13.banger.v1.ExecSpecR\x04exec\x12\x16\n" +
 	"\x06remove\x18\x04 \x01(\bR\x06removeB\b\n" +
-	"\x06target\"\xe9\x01\n" +
+	"\x06target\"\x8e\x02\n" +
 	"\x0eAttachResponse\x121\n" +
 	"\bprogress\x18\x01 \x01(\v2\x13.banger.v1.ProgressH\x00R\bprogress\x12\x1f\n" +
 	"\x02vm\x18\x02 \x01(\v2\r.banger.v1.VMH\x00R\x02vm\x12\x1a\n" +
 	"\astarted\x18\x03 \x01(\x03H\x00R\astarted\x12\x18\n" +
 	"\x06stdout\x18\x04 \x01(\fH\x00R\x06stdout\x12\x18\n" +
 	"\x06stderr\x18\x05 \x01(\fH\x00R\x06stderr\x12+\n" +
-	"\x04exit\x18\x06 \x01(\v2\x15.banger.v1.ExitStatusH\x00R\x04exitB\x06\n" +
+	"\x04exit\x18\x06 \x01(\v2\x15.banger.v1.ExitStatusH\x00R\x04exit\x12#\n" +
+	"\fstdin_credit\x18\a \x01(\x03H\x00R\vstdinCreditB\x06\n" +
 	"\x04kind\"8\n" +
 	"\n" +
 	"ExitStatus\x12\x12\n" +
@@ -4423,26 +6163,133 @@ const file_banger_v1_banger_proto_rawDesc = "" +
 	"\x05input\x18\x02 \x01(\fH\x00R\x05inputB\x06\n" +
 	"\x04kind\")\n" +
 	"\x0fConsoleResponse\x12\x16\n" +
-	"\x06output\x18\x01 \x01(\fR\x06output\"\x9a\x01\n" +
+	"\x06output\x18\x01 \x01(\fR\x06output\"\xeb\x03\n" +
 	"\x05Image\x12\x12\n" +
 	"\x04name\x18\x01 \x01(\tR\x04name\x12\x16\n" +
 	"\x06digest\x18\x02 \x01(\tR\x06digest\x12\x12\n" +
 	"\x04size\x18\x03 \x01(\x03R\x04size\x129\n" +
 	"\n" +
 	"created_at\x18\x04 \x01(\v2\x1a.google.protobuf.TimestampR\tcreatedAt\x12\x16\n" +
-	"\x06source\x18\x05 \x01(\tR\x06source\"\x13\n" +
+	"\x06source\x18\x05 \x01(\tR\x06source\x12\x1f\n" +
+	"\vunique_size\x18\x06 \x01(\x03R\n" +
+	"uniqueSize\x12\x1f\n" +
+	"\vshared_size\x18\a \x01(\x03R\n" +
+	"sharedSize\x12\x14\n" +
+	"\x05users\x18\b \x03(\tR\x05users\x12\x18\n" +
+	"\adamaged\x18\t \x01(\tR\adamaged\x12\x1a\n" +
+	"\bmanifest\x18\n" +
+	" \x01(\tR\bmanifest\x12\x1a\n" +
+	"\bplatform\x18\v \x01(\tR\bplatform\x12\x1f\n" +
+	"\vhas_systemd\x18\f \x01(\bR\n" +
+	"hasSystemd\x12\x1e\n" +
+	"\n" +
+	"registered\x18\r \x01(\bR\n" +
+	"registered\x12\x12\n" +
+	"\x04path\x18\x0e \x01(\tR\x04path\x12.\n" +
+	"\x06config\x18\x0f \x01(\v2\x16.banger.v1.ImageConfigR\x06config\x12 \n" +
+	"\vdescription\x18\x10 \x01(\tR\vdescription\"\xd6\x02\n" +
+	"\vImageConfig\x12\x1e\n" +
+	"\n" +
+	"entrypoint\x18\x01 \x03(\tR\n" +
+	"entrypoint\x12\x10\n" +
+	"\x03cmd\x18\x02 \x03(\tR\x03cmd\x12\x10\n" +
+	"\x03env\x18\x03 \x03(\tR\x03env\x12\x18\n" +
+	"\aworkdir\x18\x04 \x01(\tR\aworkdir\x12\x12\n" +
+	"\x04user\x18\x05 \x01(\tR\x04user\x12:\n" +
+	"\x06labels\x18\x06 \x03(\v2\".banger.v1.ImageConfig.LabelsEntryR\x06labels\x12#\n" +
+	"\rexposed_ports\x18\a \x03(\tR\fexposedPorts\x12\x18\n" +
+	"\avolumes\x18\b \x03(\tR\avolumes\x12\x1f\n" +
+	"\vstop_signal\x18\t \x01(\tR\n" +
+	"stopSignal\x1a9\n" +
+	"\vLabelsEntry\x12\x10\n" +
+	"\x03key\x18\x01 \x01(\tR\x03key\x12\x14\n" +
+	"\x05value\x18\x02 \x01(\tR\x05value:\x028\x01\"'\n" +
+	"\x0fGetImageRequest\x12\x14\n" +
+	"\x05image\x18\x01 \x01(\tR\x05image\":\n" +
+	"\x10GetImageResponse\x12&\n" +
+	"\x05image\x18\x01 \x01(\v2\x10.banger.v1.ImageR\x05image\"g\n" +
+	"\x12ImportImageRequest\x123\n" +
+	"\x05start\x18\x01 \x01(\v2\x1b.banger.v1.ImportImageStartH\x00R\x05start\x12\x14\n" +
+	"\x04data\x18\x02 \x01(\fH\x00R\x04dataB\x06\n" +
+	"\x04kind\"L\n" +
+	"\x10ImportImageStart\x12\x12\n" +
+	"\x04name\x18\x01 \x01(\tR\x04name\x12\x10\n" +
+	"\x03tag\x18\x02 \x01(\tR\x03tag\x12\x12\n" +
+	"\x04path\x18\x03 \x01(\tR\x04path\"B\n" +
+	"\x14RegisterImageRequest\x12\x12\n" +
+	"\x04name\x18\x01 \x01(\tR\x04name\x12\x16\n" +
+	"\x06rootfs\x18\x02 \x01(\tR\x06rootfs\"*\n" +
+	"\x12DeleteImageRequest\x12\x14\n" +
+	"\x05image\x18\x01 \x01(\tR\x05image\"\x15\n" +
+	"\x13DeleteImageResponse\"-\n" +
+	"\x12PruneImagesRequest\x12\x17\n" +
+	"\adry_run\x18\x01 \x01(\bR\x06dryRun\"X\n" +
+	"\x13PruneImagesResponse\x12+\n" +
+	"\x05items\x18\x01 \x03(\v2\x15.banger.v1.PrunedItemR\x05items\x12\x14\n" +
+	"\x05bytes\x18\x02 \x01(\x03R\x05bytes\"6\n" +
+	"\n" +
+	"PrunedItem\x12\x12\n" +
+	"\x04what\x18\x01 \x01(\tR\x04what\x12\x14\n" +
+	"\x05bytes\x18\x02 \x01(\x03R\x05bytes\"\x13\n" +
 	"\x11ListImagesRequest\">\n" +
 	"\x12ListImagesResponse\x12(\n" +
-	"\x06images\x18\x01 \x03(\v2\x10.banger.v1.ImageR\x06images\"&\n" +
+	"\x06images\x18\x01 \x03(\v2\x10.banger.v1.ImageR\x06images\"R\n" +
+	"\x13PromoteImageRequest\x12\x0e\n" +
+	"\x02vm\x18\x01 \x01(\tR\x02vm\x12\x12\n" +
+	"\x04name\x18\x02 \x01(\tR\x04name\x12\x17\n" +
+	"\ano_home\x18\x03 \x01(\bR\x06noHome\"@\n" +
+	"\x12ExportImageRequest\x12\x12\n" +
+	"\x04name\x18\x01 \x01(\tR\x04name\x12\x16\n" +
+	"\x06format\x18\x02 \x01(\tR\x06format\"\x80\x01\n" +
+	"\x13ExportImageResponse\x121\n" +
+	"\bprogress\x18\x01 \x01(\v2\x13.banger.v1.ProgressH\x00R\bprogress\x12\x14\n" +
+	"\x04data\x18\x02 \x01(\fH\x00R\x04data\x12\x18\n" +
+	"\x06digest\x18\x03 \x01(\tH\x00R\x06digestB\x06\n" +
+	"\x04kind\"D\n" +
+	"\x10PushImageRequest\x12\x12\n" +
+	"\x04name\x18\x01 \x01(\tR\x04name\x12\x1c\n" +
+	"\treference\x18\x02 \x01(\tR\treference\"B\n" +
 	"\x10PullImageRequest\x12\x12\n" +
-	"\x04name\x18\x01 \x01(\tR\x04name\"\x89\x01\n" +
+	"\x04name\x18\x01 \x01(\tR\x04name\x12\x1a\n" +
+	"\bplatform\x18\x02 \x01(\tR\bplatform\"\xb7\x02\n" +
 	"\x06Kernel\x12\x12\n" +
 	"\x04name\x18\x01 \x01(\tR\x04name\x12\x18\n" +
 	"\arelease\x18\x02 \x01(\tR\arelease\x12\x16\n" +
 	"\x06source\x18\x03 \x01(\tR\x06source\x129\n" +
 	"\n" +
-	"created_at\x18\x04 \x01(\v2\x1a.google.protobuf.TimestampR\tcreatedAt\"\x14\n" +
-	"\x12ListKernelsRequest\"B\n" +
+	"created_at\x18\x04 \x01(\v2\x1a.google.protobuf.TimestampR\tcreatedAt\x12\x16\n" +
+	"\x06digest\x18\x05 \x01(\tR\x06digest\x12 \n" +
+	"\vdescription\x18\x06 \x01(\tR\vdescription\x12\x12\n" +
+	"\x04arch\x18\a \x01(\tR\x04arch\x12\x18\n" +
+	"\amodules\x18\b \x01(\bR\amodules\x12\x18\n" +
+	"\abzimage\x18\t \x01(\bR\abzimage\x12\x18\n" +
+	"\avmlinux\x18\n" +
+	" \x01(\bR\avmlinux\x12\x10\n" +
+	"\x03pvh\x18\v \x01(\bR\x03pvh\"=\n" +
+	"\rKernelFeature\x12\x12\n" +
+	"\x04name\x18\x01 \x01(\tR\x04name\x12\x18\n" +
+	"\asupport\x18\x02 \x01(\tR\asupport\"[\n" +
+	"\rKernelFitness\x12\x18\n" +
+	"\abackend\x18\x01 \x01(\tR\abackend\x12\x1a\n" +
+	"\bproblems\x18\x02 \x03(\tR\bproblems\x12\x14\n" +
+	"\x05notes\x18\x03 \x03(\tR\x05notes\"2\n" +
+	"\x12ListKernelsRequest\x12\x1c\n" +
+	"\tavailable\x18\x01 \x01(\bR\tavailable\"&\n" +
+	"\x10GetKernelRequest\x12\x12\n" +
+	"\x04name\x18\x01 \x01(\tR\x04name\"\xc0\x01\n" +
+	"\x11GetKernelResponse\x12)\n" +
+	"\x06kernel\x18\x01 \x01(\v2\x11.banger.v1.KernelR\x06kernel\x124\n" +
+	"\bfeatures\x18\x02 \x03(\v2\x18.banger.v1.KernelFeatureR\bfeatures\x124\n" +
+	"\bbackends\x18\x03 \x03(\v2\x18.banger.v1.KernelFitnessR\bbackends\x12\x14\n" +
+	"\x05users\x18\x04 \x03(\tR\x05users\"'\n" +
+	"\x11PullKernelRequest\x12\x12\n" +
+	"\x04name\x18\x01 \x01(\tR\x04name\"?\n" +
+	"\x13ImportKernelRequest\x12\x12\n" +
+	"\x04name\x18\x01 \x01(\tR\x04name\x12\x14\n" +
+	"\x05paths\x18\x02 \x03(\tR\x05paths\")\n" +
+	"\x13DeleteKernelRequest\x12\x12\n" +
+	"\x04name\x18\x01 \x01(\tR\x04name\"\x16\n" +
+	"\x14DeleteKernelResponse\"B\n" +
 	"\x13ListKernelsResponse\x12+\n" +
 	"\akernels\x18\x01 \x03(\v2\x11.banger.v1.KernelR\akernels\"\x0f\n" +
 	"\rStatusRequest\"\xae\x02\n" +
@@ -4457,15 +6304,26 @@ const file_banger_v1_banger_proto_rawDesc = "" +
 	"\x06socket\x18\a \x01(\tR\x06socket\x12'\n" +
 	"\x0fstate_directory\x18\b \x01(\tR\x0estateDirectory\x12\x1f\n" +
 	"\vconfig_file\x18\t \x01(\tR\n" +
-	"configFile\"\x0f\n" +
-	"\rDoctorRequest\"\x82\x02\n" +
+	"configFile\"!\n" +
+	"\rDoctorRequest\x12\x10\n" +
+	"\x03fix\x18\x01 \x01(\bR\x03fix\"\xb5\x02\n" +
 	"\x0eDoctorResponse\x12(\n" +
 	"\x06checks\x18\x01 \x03(\v2\x10.banger.v1.CheckR\x06checks\x12+\n" +
 	"\bdefaults\x18\x02 \x01(\v2\x0f.banger.v1.SpecR\bdefaults\x12V\n" +
-	"\x0fdefault_sources\x18\x03 \x03(\v2-.banger.v1.DoctorResponse.DefaultSourcesEntryR\x0edefaultSources\x1aA\n" +
+	"\x0fdefault_sources\x18\x03 \x03(\v2-.banger.v1.DoctorResponse.DefaultSourcesEntryR\x0edefaultSources\x121\n" +
+	"\tleftovers\x18\x04 \x03(\v2\x13.banger.v1.LeftoverR\tleftovers\x1aA\n" +
 	"\x13DefaultSourcesEntry\x12\x10\n" +
 	"\x03key\x18\x01 \x01(\tR\x03key\x12\x14\n" +
-	"\x05value\x18\x02 \x01(\tR\x05value:\x028\x01\"]\n" +
+	"\x05value\x18\x02 \x01(\tR\x05value:\x028\x01\"\xac\x01\n" +
+	"\bLeftover\x12\x12\n" +
+	"\x04kind\x18\x01 \x01(\tR\x04kind\x12\x0e\n" +
+	"\x02vm\x18\x02 \x01(\tR\x02vm\x12\x12\n" +
+	"\x04path\x18\x03 \x01(\tR\x04path\x12\x10\n" +
+	"\x03pid\x18\x04 \x01(\x03R\x03pid\x12\x16\n" +
+	"\x06detail\x18\x05 \x01(\tR\x06detail\x12\x16\n" +
+	"\x06mended\x18\x06 \x01(\bR\x06mended\x12\x14\n" +
+	"\x05error\x18\a \x01(\tR\x05error\x12\x10\n" +
+	"\x03fix\x18\b \x01(\tR\x03fix\"]\n" +
 	"\x05Check\x12\x12\n" +
 	"\x04name\x18\x01 \x01(\tR\x04name\x12\x16\n" +
 	"\x06result\x18\x02 \x01(\tR\x06result\x12\x16\n" +
@@ -4498,12 +6356,26 @@ const file_banger_v1_banger_proto_rawDesc = "" +
 	"\x0eWatchOperation\x12 .banger.v1.WatchOperationRequest\x1a\x14.banger.v1.Operation0\x01\x12X\n" +
 	"\x0fCancelOperation\x12!.banger.v1.CancelOperationRequest\x1a\".banger.v1.CancelOperationResponse2M\n" +
 	"\fEventService\x12=\n" +
-	"\x06Events\x12\x18.banger.v1.EventsRequest\x1a\x17.banger.v1.JournalEvent0\x012\xe5\x01\n" +
+	"\x06Events\x12\x18.banger.v1.EventsRequest\x1a\x17.banger.v1.JournalEvent0\x012\xd4\x05\n" +
 	"\fImageService\x12I\n" +
 	"\n" +
-	"ListImages\x12\x1c.banger.v1.ListImagesRequest\x1a\x1d.banger.v1.ListImagesResponse\x12<\n" +
-	"\tPullImage\x12\x1b.banger.v1.PullImageRequest\x1a\x10.banger.v1.Event0\x01\x12L\n" +
-	"\vListKernels\x12\x1d.banger.v1.ListKernelsRequest\x1a\x1e.banger.v1.ListKernelsResponse2\xd2\x01\n" +
+	"ListImages\x12\x1c.banger.v1.ListImagesRequest\x1a\x1d.banger.v1.ListImagesResponse\x12C\n" +
+	"\bGetImage\x12\x1a.banger.v1.GetImageRequest\x1a\x1b.banger.v1.GetImageResponse\x12<\n" +
+	"\tPullImage\x12\x1b.banger.v1.PullImageRequest\x1a\x10.banger.v1.Event0\x01\x12B\n" +
+	"\vImportImage\x12\x1d.banger.v1.ImportImageRequest\x1a\x10.banger.v1.Event(\x010\x01\x12D\n" +
+	"\rRegisterImage\x12\x1f.banger.v1.RegisterImageRequest\x1a\x10.banger.v1.Event0\x01\x12L\n" +
+	"\vDeleteImage\x12\x1d.banger.v1.DeleteImageRequest\x1a\x1e.banger.v1.DeleteImageResponse\x12L\n" +
+	"\vPruneImages\x12\x1d.banger.v1.PruneImagesRequest\x1a\x1e.banger.v1.PruneImagesResponse\x12B\n" +
+	"\fPromoteImage\x12\x1e.banger.v1.PromoteImageRequest\x1a\x10.banger.v1.Event0\x01\x12N\n" +
+	"\vExportImage\x12\x1d.banger.v1.ExportImageRequest\x1a\x1e.banger.v1.ExportImageResponse0\x01\x12<\n" +
+	"\tPushImage\x12\x1b.banger.v1.PushImageRequest\x1a\x10.banger.v1.Event0\x012\xfa\x02\n" +
+	"\rKernelService\x12L\n" +
+	"\vListKernels\x12\x1d.banger.v1.ListKernelsRequest\x1a\x1e.banger.v1.ListKernelsResponse\x12F\n" +
+	"\tGetKernel\x12\x1b.banger.v1.GetKernelRequest\x1a\x1c.banger.v1.GetKernelResponse\x12>\n" +
+	"\n" +
+	"PullKernel\x12\x1c.banger.v1.PullKernelRequest\x1a\x10.banger.v1.Event0\x01\x12B\n" +
+	"\fImportKernel\x12\x1e.banger.v1.ImportKernelRequest\x1a\x10.banger.v1.Event0\x01\x12O\n" +
+	"\fDeleteKernel\x12\x1e.banger.v1.DeleteKernelRequest\x1a\x1f.banger.v1.DeleteKernelResponse2\xd2\x01\n" +
 	"\rSystemService\x12=\n" +
 	"\x06Status\x12\x18.banger.v1.StatusRequest\x1a\x19.banger.v1.StatusResponse\x12=\n" +
 	"\x06Doctor\x12\x18.banger.v1.DoctorRequest\x1a\x19.banger.v1.DoctorResponse\x12C\n" +
@@ -4521,196 +6393,259 @@ func file_banger_v1_banger_proto_rawDescGZIP() []byte {
 	return file_banger_v1_banger_proto_rawDescData
 }
 
-var file_banger_v1_banger_proto_msgTypes = make([]protoimpl.MessageInfo, 68)
+var file_banger_v1_banger_proto_msgTypes = make([]protoimpl.MessageInfo, 94)
 var file_banger_v1_banger_proto_goTypes = []any{
 	(*ErrorDetail)(nil),             // 0: banger.v1.ErrorDetail
 	(*Progress)(nil),                // 1: banger.v1.Progress
 	(*Event)(nil),                   // 2: banger.v1.Event
 	(*VM)(nil),                      // 3: banger.v1.VM
-	(*Stage)(nil),                   // 4: banger.v1.Stage
-	(*Spec)(nil),                    // 5: banger.v1.Spec
-	(*CreateRequest)(nil),           // 6: banger.v1.CreateRequest
-	(*StartRequest)(nil),            // 7: banger.v1.StartRequest
-	(*StopRequest)(nil),             // 8: banger.v1.StopRequest
-	(*DeleteRequest)(nil),           // 9: banger.v1.DeleteRequest
-	(*RestartRequest)(nil),          // 10: banger.v1.RestartRequest
-	(*KillRequest)(nil),             // 11: banger.v1.KillRequest
-	(*PauseRequest)(nil),            // 12: banger.v1.PauseRequest
-	(*ResumeRequest)(nil),           // 13: banger.v1.ResumeRequest
-	(*SetRequest)(nil),              // 14: banger.v1.SetRequest
-	(*SetResponse)(nil),             // 15: banger.v1.SetResponse
-	(*SetResult)(nil),               // 16: banger.v1.SetResult
-	(*WaitRequest)(nil),             // 17: banger.v1.WaitRequest
-	(*WaitResponse)(nil),            // 18: banger.v1.WaitResponse
-	(*HealthRequest)(nil),           // 19: banger.v1.HealthRequest
-	(*HealthResponse)(nil),          // 20: banger.v1.HealthResponse
-	(*StatsRequest)(nil),            // 21: banger.v1.StatsRequest
-	(*StatsResponse)(nil),           // 22: banger.v1.StatsResponse
-	(*Sample)(nil),                  // 23: banger.v1.Sample
-	(*PortsRequest)(nil),            // 24: banger.v1.PortsRequest
-	(*PortsResponse)(nil),           // 25: banger.v1.PortsResponse
-	(*Port)(nil),                    // 26: banger.v1.Port
-	(*Operation)(nil),               // 27: banger.v1.Operation
-	(*OperationStage)(nil),          // 28: banger.v1.OperationStage
-	(*ListOperationsRequest)(nil),   // 29: banger.v1.ListOperationsRequest
-	(*ListOperationsResponse)(nil),  // 30: banger.v1.ListOperationsResponse
-	(*WatchOperationRequest)(nil),   // 31: banger.v1.WatchOperationRequest
-	(*CancelOperationRequest)(nil),  // 32: banger.v1.CancelOperationRequest
-	(*CancelOperationResponse)(nil), // 33: banger.v1.CancelOperationResponse
-	(*EventsRequest)(nil),           // 34: banger.v1.EventsRequest
-	(*JournalEvent)(nil),            // 35: banger.v1.JournalEvent
-	(*ListRequest)(nil),             // 36: banger.v1.ListRequest
-	(*ListResponse)(nil),            // 37: banger.v1.ListResponse
-	(*GetRequest)(nil),              // 38: banger.v1.GetRequest
-	(*GetResponse)(nil),             // 39: banger.v1.GetResponse
-	(*LogsRequest)(nil),             // 40: banger.v1.LogsRequest
-	(*LogsResponse)(nil),            // 41: banger.v1.LogsResponse
-	(*ExecSpec)(nil),                // 42: banger.v1.ExecSpec
-	(*WindowSize)(nil),              // 43: banger.v1.WindowSize
-	(*AttachRequest)(nil),           // 44: banger.v1.AttachRequest
-	(*AttachStart)(nil),             // 45: banger.v1.AttachStart
-	(*AttachResponse)(nil),          // 46: banger.v1.AttachResponse
-	(*ExitStatus)(nil),              // 47: banger.v1.ExitStatus
-	(*ConsoleRequest)(nil),          // 48: banger.v1.ConsoleRequest
-	(*ConsoleResponse)(nil),         // 49: banger.v1.ConsoleResponse
-	(*Image)(nil),                   // 50: banger.v1.Image
-	(*ListImagesRequest)(nil),       // 51: banger.v1.ListImagesRequest
-	(*ListImagesResponse)(nil),      // 52: banger.v1.ListImagesResponse
-	(*PullImageRequest)(nil),        // 53: banger.v1.PullImageRequest
-	(*Kernel)(nil),                  // 54: banger.v1.Kernel
-	(*ListKernelsRequest)(nil),      // 55: banger.v1.ListKernelsRequest
-	(*ListKernelsResponse)(nil),     // 56: banger.v1.ListKernelsResponse
-	(*StatusRequest)(nil),           // 57: banger.v1.StatusRequest
-	(*StatusResponse)(nil),          // 58: banger.v1.StatusResponse
-	(*DoctorRequest)(nil),           // 59: banger.v1.DoctorRequest
-	(*DoctorResponse)(nil),          // 60: banger.v1.DoctorResponse
-	(*Check)(nil),                   // 61: banger.v1.Check
-	(*ShutdownRequest)(nil),         // 62: banger.v1.ShutdownRequest
-	(*ShutdownResponse)(nil),        // 63: banger.v1.ShutdownResponse
-	nil,                             // 64: banger.v1.Spec.EnvEntry
-	nil,                             // 65: banger.v1.Spec.LabelsEntry
-	nil,                             // 66: banger.v1.SetRequest.LabelsEntry
-	nil,                             // 67: banger.v1.DoctorResponse.DefaultSourcesEntry
-	(*durationpb.Duration)(nil),     // 68: google.protobuf.Duration
-	(*timestamppb.Timestamp)(nil),   // 69: google.protobuf.Timestamp
+	(*Process)(nil),                 // 4: banger.v1.Process
+	(*Stage)(nil),                   // 5: banger.v1.Stage
+	(*Spec)(nil),                    // 6: banger.v1.Spec
+	(*CreateRequest)(nil),           // 7: banger.v1.CreateRequest
+	(*StartRequest)(nil),            // 8: banger.v1.StartRequest
+	(*StopRequest)(nil),             // 9: banger.v1.StopRequest
+	(*DeleteRequest)(nil),           // 10: banger.v1.DeleteRequest
+	(*RestartRequest)(nil),          // 11: banger.v1.RestartRequest
+	(*KillRequest)(nil),             // 12: banger.v1.KillRequest
+	(*PauseRequest)(nil),            // 13: banger.v1.PauseRequest
+	(*ResumeRequest)(nil),           // 14: banger.v1.ResumeRequest
+	(*SetRequest)(nil),              // 15: banger.v1.SetRequest
+	(*SetResponse)(nil),             // 16: banger.v1.SetResponse
+	(*SetResult)(nil),               // 17: banger.v1.SetResult
+	(*WaitRequest)(nil),             // 18: banger.v1.WaitRequest
+	(*WaitResponse)(nil),            // 19: banger.v1.WaitResponse
+	(*HealthRequest)(nil),           // 20: banger.v1.HealthRequest
+	(*HealthResponse)(nil),          // 21: banger.v1.HealthResponse
+	(*StatsRequest)(nil),            // 22: banger.v1.StatsRequest
+	(*StatsResponse)(nil),           // 23: banger.v1.StatsResponse
+	(*Sample)(nil),                  // 24: banger.v1.Sample
+	(*PortsRequest)(nil),            // 25: banger.v1.PortsRequest
+	(*PortsResponse)(nil),           // 26: banger.v1.PortsResponse
+	(*Port)(nil),                    // 27: banger.v1.Port
+	(*Operation)(nil),               // 28: banger.v1.Operation
+	(*OperationStage)(nil),          // 29: banger.v1.OperationStage
+	(*ListOperationsRequest)(nil),   // 30: banger.v1.ListOperationsRequest
+	(*ListOperationsResponse)(nil),  // 31: banger.v1.ListOperationsResponse
+	(*WatchOperationRequest)(nil),   // 32: banger.v1.WatchOperationRequest
+	(*CancelOperationRequest)(nil),  // 33: banger.v1.CancelOperationRequest
+	(*CancelOperationResponse)(nil), // 34: banger.v1.CancelOperationResponse
+	(*EventsRequest)(nil),           // 35: banger.v1.EventsRequest
+	(*JournalEvent)(nil),            // 36: banger.v1.JournalEvent
+	(*ListRequest)(nil),             // 37: banger.v1.ListRequest
+	(*ListResponse)(nil),            // 38: banger.v1.ListResponse
+	(*GetRequest)(nil),              // 39: banger.v1.GetRequest
+	(*GetResponse)(nil),             // 40: banger.v1.GetResponse
+	(*LogsRequest)(nil),             // 41: banger.v1.LogsRequest
+	(*LogsResponse)(nil),            // 42: banger.v1.LogsResponse
+	(*ExecSpec)(nil),                // 43: banger.v1.ExecSpec
+	(*WindowSize)(nil),              // 44: banger.v1.WindowSize
+	(*AttachRequest)(nil),           // 45: banger.v1.AttachRequest
+	(*AttachStart)(nil),             // 46: banger.v1.AttachStart
+	(*AttachResponse)(nil),          // 47: banger.v1.AttachResponse
+	(*ExitStatus)(nil),              // 48: banger.v1.ExitStatus
+	(*ConsoleRequest)(nil),          // 49: banger.v1.ConsoleRequest
+	(*ConsoleResponse)(nil),         // 50: banger.v1.ConsoleResponse
+	(*Image)(nil),                   // 51: banger.v1.Image
+	(*ImageConfig)(nil),             // 52: banger.v1.ImageConfig
+	(*GetImageRequest)(nil),         // 53: banger.v1.GetImageRequest
+	(*GetImageResponse)(nil),        // 54: banger.v1.GetImageResponse
+	(*ImportImageRequest)(nil),      // 55: banger.v1.ImportImageRequest
+	(*ImportImageStart)(nil),        // 56: banger.v1.ImportImageStart
+	(*RegisterImageRequest)(nil),    // 57: banger.v1.RegisterImageRequest
+	(*DeleteImageRequest)(nil),      // 58: banger.v1.DeleteImageRequest
+	(*DeleteImageResponse)(nil),     // 59: banger.v1.DeleteImageResponse
+	(*PruneImagesRequest)(nil),      // 60: banger.v1.PruneImagesRequest
+	(*PruneImagesResponse)(nil),     // 61: banger.v1.PruneImagesResponse
+	(*PrunedItem)(nil),              // 62: banger.v1.PrunedItem
+	(*ListImagesRequest)(nil),       // 63: banger.v1.ListImagesRequest
+	(*ListImagesResponse)(nil),      // 64: banger.v1.ListImagesResponse
+	(*PromoteImageRequest)(nil),     // 65: banger.v1.PromoteImageRequest
+	(*ExportImageRequest)(nil),      // 66: banger.v1.ExportImageRequest
+	(*ExportImageResponse)(nil),     // 67: banger.v1.ExportImageResponse
+	(*PushImageRequest)(nil),        // 68: banger.v1.PushImageRequest
+	(*PullImageRequest)(nil),        // 69: banger.v1.PullImageRequest
+	(*Kernel)(nil),                  // 70: banger.v1.Kernel
+	(*KernelFeature)(nil),           // 71: banger.v1.KernelFeature
+	(*KernelFitness)(nil),           // 72: banger.v1.KernelFitness
+	(*ListKernelsRequest)(nil),      // 73: banger.v1.ListKernelsRequest
+	(*GetKernelRequest)(nil),        // 74: banger.v1.GetKernelRequest
+	(*GetKernelResponse)(nil),       // 75: banger.v1.GetKernelResponse
+	(*PullKernelRequest)(nil),       // 76: banger.v1.PullKernelRequest
+	(*ImportKernelRequest)(nil),     // 77: banger.v1.ImportKernelRequest
+	(*DeleteKernelRequest)(nil),     // 78: banger.v1.DeleteKernelRequest
+	(*DeleteKernelResponse)(nil),    // 79: banger.v1.DeleteKernelResponse
+	(*ListKernelsResponse)(nil),     // 80: banger.v1.ListKernelsResponse
+	(*StatusRequest)(nil),           // 81: banger.v1.StatusRequest
+	(*StatusResponse)(nil),          // 82: banger.v1.StatusResponse
+	(*DoctorRequest)(nil),           // 83: banger.v1.DoctorRequest
+	(*DoctorResponse)(nil),          // 84: banger.v1.DoctorResponse
+	(*Leftover)(nil),                // 85: banger.v1.Leftover
+	(*Check)(nil),                   // 86: banger.v1.Check
+	(*ShutdownRequest)(nil),         // 87: banger.v1.ShutdownRequest
+	(*ShutdownResponse)(nil),        // 88: banger.v1.ShutdownResponse
+	nil,                             // 89: banger.v1.Spec.EnvEntry
+	nil,                             // 90: banger.v1.Spec.LabelsEntry
+	nil,                             // 91: banger.v1.SetRequest.LabelsEntry
+	nil,                             // 92: banger.v1.ImageConfig.LabelsEntry
+	nil,                             // 93: banger.v1.DoctorResponse.DefaultSourcesEntry
+	(*durationpb.Duration)(nil),     // 94: google.protobuf.Duration
+	(*timestamppb.Timestamp)(nil),   // 95: google.protobuf.Timestamp
 }
 var file_banger_v1_banger_proto_depIdxs = []int32{
-	68, // 0: banger.v1.Progress.elapsed:type_name -> google.protobuf.Duration
-	1,  // 1: banger.v1.Event.progress:type_name -> banger.v1.Progress
-	3,  // 2: banger.v1.Event.vm:type_name -> banger.v1.VM
-	50, // 3: banger.v1.Event.image:type_name -> banger.v1.Image
-	5,  // 4: banger.v1.VM.spec:type_name -> banger.v1.Spec
-	69, // 5: banger.v1.VM.created_at:type_name -> google.protobuf.Timestamp
-	69, // 6: banger.v1.VM.changed_at:type_name -> google.protobuf.Timestamp
-	4,  // 7: banger.v1.VM.start_stages:type_name -> banger.v1.Stage
-	68, // 8: banger.v1.Stage.elapsed:type_name -> google.protobuf.Duration
-	64, // 9: banger.v1.Spec.env:type_name -> banger.v1.Spec.EnvEntry
-	65, // 10: banger.v1.Spec.labels:type_name -> banger.v1.Spec.LabelsEntry
-	68, // 11: banger.v1.Spec.ttl:type_name -> google.protobuf.Duration
-	68, // 12: banger.v1.Spec.idle_timeout:type_name -> google.protobuf.Duration
-	5,  // 13: banger.v1.CreateRequest.spec:type_name -> banger.v1.Spec
-	68, // 14: banger.v1.StopRequest.timeout:type_name -> google.protobuf.Duration
-	68, // 15: banger.v1.RestartRequest.timeout:type_name -> google.protobuf.Duration
-	66, // 16: banger.v1.SetRequest.labels:type_name -> banger.v1.SetRequest.LabelsEntry
-	68, // 17: banger.v1.SetRequest.ttl:type_name -> google.protobuf.Duration
-	68, // 18: banger.v1.SetRequest.idle_timeout:type_name -> google.protobuf.Duration
-	3,  // 19: banger.v1.SetResponse.vm:type_name -> banger.v1.VM
-	16, // 20: banger.v1.SetResponse.results:type_name -> banger.v1.SetResult
-	3,  // 21: banger.v1.WaitResponse.vm:type_name -> banger.v1.VM
-	61, // 22: banger.v1.HealthResponse.checks:type_name -> banger.v1.Check
-	23, // 23: banger.v1.StatsResponse.sample:type_name -> banger.v1.Sample
-	69, // 24: banger.v1.Sample.at:type_name -> google.protobuf.Timestamp
-	68, // 25: banger.v1.Sample.vmm_cpu:type_name -> google.protobuf.Duration
-	68, // 26: banger.v1.Sample.guest_cpu:type_name -> google.protobuf.Duration
-	26, // 27: banger.v1.PortsResponse.ports:type_name -> banger.v1.Port
-	69, // 28: banger.v1.Operation.started_at:type_name -> google.protobuf.Timestamp
-	69, // 29: banger.v1.Operation.ended_at:type_name -> google.protobuf.Timestamp
-	28, // 30: banger.v1.Operation.stages:type_name -> banger.v1.OperationStage
-	1,  // 31: banger.v1.OperationStage.progress:type_name -> banger.v1.Progress
-	69, // 32: banger.v1.OperationStage.started_at:type_name -> google.protobuf.Timestamp
-	27, // 33: banger.v1.ListOperationsResponse.operations:type_name -> banger.v1.Operation
-	69, // 34: banger.v1.JournalEvent.at:type_name -> google.protobuf.Timestamp
-	3,  // 35: banger.v1.ListResponse.vms:type_name -> banger.v1.VM
-	3,  // 36: banger.v1.GetResponse.vm:type_name -> banger.v1.VM
-	43, // 37: banger.v1.ExecSpec.size:type_name -> banger.v1.WindowSize
-	45, // 38: banger.v1.AttachRequest.start:type_name -> banger.v1.AttachStart
-	43, // 39: banger.v1.AttachRequest.resize:type_name -> banger.v1.WindowSize
-	6,  // 40: banger.v1.AttachStart.create:type_name -> banger.v1.CreateRequest
-	42, // 41: banger.v1.AttachStart.exec:type_name -> banger.v1.ExecSpec
-	1,  // 42: banger.v1.AttachResponse.progress:type_name -> banger.v1.Progress
-	3,  // 43: banger.v1.AttachResponse.vm:type_name -> banger.v1.VM
-	47, // 44: banger.v1.AttachResponse.exit:type_name -> banger.v1.ExitStatus
-	69, // 45: banger.v1.Image.created_at:type_name -> google.protobuf.Timestamp
-	50, // 46: banger.v1.ListImagesResponse.images:type_name -> banger.v1.Image
-	69, // 47: banger.v1.Kernel.created_at:type_name -> google.protobuf.Timestamp
-	54, // 48: banger.v1.ListKernelsResponse.kernels:type_name -> banger.v1.Kernel
-	69, // 49: banger.v1.StatusResponse.started_at:type_name -> google.protobuf.Timestamp
-	61, // 50: banger.v1.DoctorResponse.checks:type_name -> banger.v1.Check
-	5,  // 51: banger.v1.DoctorResponse.defaults:type_name -> banger.v1.Spec
-	67, // 52: banger.v1.DoctorResponse.default_sources:type_name -> banger.v1.DoctorResponse.DefaultSourcesEntry
-	44, // 53: banger.v1.VMService.Run:input_type -> banger.v1.AttachRequest
-	44, // 54: banger.v1.VMService.Exec:input_type -> banger.v1.AttachRequest
-	48, // 55: banger.v1.VMService.Console:input_type -> banger.v1.ConsoleRequest
-	6,  // 56: banger.v1.VMService.Create:input_type -> banger.v1.CreateRequest
-	7,  // 57: banger.v1.VMService.Start:input_type -> banger.v1.StartRequest
-	8,  // 58: banger.v1.VMService.Stop:input_type -> banger.v1.StopRequest
-	9,  // 59: banger.v1.VMService.Delete:input_type -> banger.v1.DeleteRequest
-	10, // 60: banger.v1.VMService.Restart:input_type -> banger.v1.RestartRequest
-	11, // 61: banger.v1.VMService.Kill:input_type -> banger.v1.KillRequest
-	12, // 62: banger.v1.VMService.Pause:input_type -> banger.v1.PauseRequest
-	13, // 63: banger.v1.VMService.Resume:input_type -> banger.v1.ResumeRequest
-	14, // 64: banger.v1.VMService.Set:input_type -> banger.v1.SetRequest
-	17, // 65: banger.v1.VMService.Wait:input_type -> banger.v1.WaitRequest
-	19, // 66: banger.v1.VMService.Health:input_type -> banger.v1.HealthRequest
-	21, // 67: banger.v1.VMService.Stats:input_type -> banger.v1.StatsRequest
-	24, // 68: banger.v1.VMService.Ports:input_type -> banger.v1.PortsRequest
-	36, // 69: banger.v1.VMService.List:input_type -> banger.v1.ListRequest
-	38, // 70: banger.v1.VMService.Get:input_type -> banger.v1.GetRequest
-	40, // 71: banger.v1.VMService.Logs:input_type -> banger.v1.LogsRequest
-	29, // 72: banger.v1.OperationService.ListOperations:input_type -> banger.v1.ListOperationsRequest
-	31, // 73: banger.v1.OperationService.WatchOperation:input_type -> banger.v1.WatchOperationRequest
-	32, // 74: banger.v1.OperationService.CancelOperation:input_type -> banger.v1.CancelOperationRequest
-	34, // 75: banger.v1.EventService.Events:input_type -> banger.v1.EventsRequest
-	51, // 76: banger.v1.ImageService.ListImages:input_type -> banger.v1.ListImagesRequest
-	53, // 77: banger.v1.ImageService.PullImage:input_type -> banger.v1.PullImageRequest
-	55, // 78: banger.v1.ImageService.ListKernels:input_type -> banger.v1.ListKernelsRequest
-	57, // 79: banger.v1.SystemService.Status:input_type -> banger.v1.StatusRequest
-	59, // 80: banger.v1.SystemService.Doctor:input_type -> banger.v1.DoctorRequest
-	62, // 81: banger.v1.SystemService.Shutdown:input_type -> banger.v1.ShutdownRequest
-	46, // 82: banger.v1.VMService.Run:output_type -> banger.v1.AttachResponse
-	46, // 83: banger.v1.VMService.Exec:output_type -> banger.v1.AttachResponse
-	49, // 84: banger.v1.VMService.Console:output_type -> banger.v1.ConsoleResponse
-	2,  // 85: banger.v1.VMService.Create:output_type -> banger.v1.Event
-	2,  // 86: banger.v1.VMService.Start:output_type -> banger.v1.Event
-	2,  // 87: banger.v1.VMService.Stop:output_type -> banger.v1.Event
-	2,  // 88: banger.v1.VMService.Delete:output_type -> banger.v1.Event
-	2,  // 89: banger.v1.VMService.Restart:output_type -> banger.v1.Event
-	2,  // 90: banger.v1.VMService.Kill:output_type -> banger.v1.Event
-	2,  // 91: banger.v1.VMService.Pause:output_type -> banger.v1.Event
-	2,  // 92: banger.v1.VMService.Resume:output_type -> banger.v1.Event
-	15, // 93: banger.v1.VMService.Set:output_type -> banger.v1.SetResponse
-	18, // 94: banger.v1.VMService.Wait:output_type -> banger.v1.WaitResponse
-	20, // 95: banger.v1.VMService.Health:output_type -> banger.v1.HealthResponse
-	22, // 96: banger.v1.VMService.Stats:output_type -> banger.v1.StatsResponse
-	25, // 97: banger.v1.VMService.Ports:output_type -> banger.v1.PortsResponse
-	37, // 98: banger.v1.VMService.List:output_type -> banger.v1.ListResponse
-	39, // 99: banger.v1.VMService.Get:output_type -> banger.v1.GetResponse
-	41, // 100: banger.v1.VMService.Logs:output_type -> banger.v1.LogsResponse
-	30, // 101: banger.v1.OperationService.ListOperations:output_type -> banger.v1.ListOperationsResponse
-	27, // 102: banger.v1.OperationService.WatchOperation:output_type -> banger.v1.Operation
-	33, // 103: banger.v1.OperationService.CancelOperation:output_type -> banger.v1.CancelOperationResponse
-	35, // 104: banger.v1.EventService.Events:output_type -> banger.v1.JournalEvent
-	52, // 105: banger.v1.ImageService.ListImages:output_type -> banger.v1.ListImagesResponse
-	2,  // 106: banger.v1.ImageService.PullImage:output_type -> banger.v1.Event
-	56, // 107: banger.v1.ImageService.ListKernels:output_type -> banger.v1.ListKernelsResponse
-	58, // 108: banger.v1.SystemService.Status:output_type -> banger.v1.StatusResponse
-	60, // 109: banger.v1.SystemService.Doctor:output_type -> banger.v1.DoctorResponse
-	63, // 110: banger.v1.SystemService.Shutdown:output_type -> banger.v1.ShutdownResponse
-	82, // [82:111] is the sub-list for method output_type
-	53, // [53:82] is the sub-list for method input_type
-	53, // [53:53] is the sub-list for extension type_name
-	53, // [53:53] is the sub-list for extension extendee
-	0,  // [0:53] is the sub-list for field type_name
+	94,  // 0: banger.v1.Progress.elapsed:type_name -> google.protobuf.Duration
+	1,   // 1: banger.v1.Event.progress:type_name -> banger.v1.Progress
+	3,   // 2: banger.v1.Event.vm:type_name -> banger.v1.VM
+	51,  // 3: banger.v1.Event.image:type_name -> banger.v1.Image
+	70,  // 4: banger.v1.Event.kernel:type_name -> banger.v1.Kernel
+	6,   // 5: banger.v1.VM.spec:type_name -> banger.v1.Spec
+	95,  // 6: banger.v1.VM.created_at:type_name -> google.protobuf.Timestamp
+	95,  // 7: banger.v1.VM.changed_at:type_name -> google.protobuf.Timestamp
+	5,   // 8: banger.v1.VM.start_stages:type_name -> banger.v1.Stage
+	4,   // 9: banger.v1.VM.main:type_name -> banger.v1.Process
+	94,  // 10: banger.v1.Stage.elapsed:type_name -> google.protobuf.Duration
+	89,  // 11: banger.v1.Spec.env:type_name -> banger.v1.Spec.EnvEntry
+	90,  // 12: banger.v1.Spec.labels:type_name -> banger.v1.Spec.LabelsEntry
+	94,  // 13: banger.v1.Spec.ttl:type_name -> google.protobuf.Duration
+	94,  // 14: banger.v1.Spec.idle_timeout:type_name -> google.protobuf.Duration
+	6,   // 15: banger.v1.CreateRequest.spec:type_name -> banger.v1.Spec
+	4,   // 16: banger.v1.CreateRequest.main:type_name -> banger.v1.Process
+	94,  // 17: banger.v1.StopRequest.timeout:type_name -> google.protobuf.Duration
+	94,  // 18: banger.v1.RestartRequest.timeout:type_name -> google.protobuf.Duration
+	91,  // 19: banger.v1.SetRequest.labels:type_name -> banger.v1.SetRequest.LabelsEntry
+	94,  // 20: banger.v1.SetRequest.ttl:type_name -> google.protobuf.Duration
+	94,  // 21: banger.v1.SetRequest.idle_timeout:type_name -> google.protobuf.Duration
+	3,   // 22: banger.v1.SetResponse.vm:type_name -> banger.v1.VM
+	17,  // 23: banger.v1.SetResponse.results:type_name -> banger.v1.SetResult
+	3,   // 24: banger.v1.WaitResponse.vm:type_name -> banger.v1.VM
+	86,  // 25: banger.v1.HealthResponse.checks:type_name -> banger.v1.Check
+	24,  // 26: banger.v1.StatsResponse.sample:type_name -> banger.v1.Sample
+	95,  // 27: banger.v1.Sample.at:type_name -> google.protobuf.Timestamp
+	94,  // 28: banger.v1.Sample.vmm_cpu:type_name -> google.protobuf.Duration
+	94,  // 29: banger.v1.Sample.guest_cpu:type_name -> google.protobuf.Duration
+	27,  // 30: banger.v1.PortsResponse.ports:type_name -> banger.v1.Port
+	95,  // 31: banger.v1.Operation.started_at:type_name -> google.protobuf.Timestamp
+	95,  // 32: banger.v1.Operation.ended_at:type_name -> google.protobuf.Timestamp
+	29,  // 33: banger.v1.Operation.stages:type_name -> banger.v1.OperationStage
+	1,   // 34: banger.v1.OperationStage.progress:type_name -> banger.v1.Progress
+	95,  // 35: banger.v1.OperationStage.started_at:type_name -> google.protobuf.Timestamp
+	28,  // 36: banger.v1.ListOperationsResponse.operations:type_name -> banger.v1.Operation
+	95,  // 37: banger.v1.JournalEvent.at:type_name -> google.protobuf.Timestamp
+	3,   // 38: banger.v1.ListResponse.vms:type_name -> banger.v1.VM
+	3,   // 39: banger.v1.GetResponse.vm:type_name -> banger.v1.VM
+	44,  // 40: banger.v1.ExecSpec.size:type_name -> banger.v1.WindowSize
+	46,  // 41: banger.v1.AttachRequest.start:type_name -> banger.v1.AttachStart
+	44,  // 42: banger.v1.AttachRequest.resize:type_name -> banger.v1.WindowSize
+	7,   // 43: banger.v1.AttachStart.create:type_name -> banger.v1.CreateRequest
+	43,  // 44: banger.v1.AttachStart.exec:type_name -> banger.v1.ExecSpec
+	1,   // 45: banger.v1.AttachResponse.progress:type_name -> banger.v1.Progress
+	3,   // 46: banger.v1.AttachResponse.vm:type_name -> banger.v1.VM
+	48,  // 47: banger.v1.AttachResponse.exit:type_name -> banger.v1.ExitStatus
+	95,  // 48: banger.v1.Image.created_at:type_name -> google.protobuf.Timestamp
+	52,  // 49: banger.v1.Image.config:type_name -> banger.v1.ImageConfig
+	92,  // 50: banger.v1.ImageConfig.labels:type_name -> banger.v1.ImageConfig.LabelsEntry
+	51,  // 51: banger.v1.GetImageResponse.image:type_name -> banger.v1.Image
+	56,  // 52: banger.v1.ImportImageRequest.start:type_name -> banger.v1.ImportImageStart
+	62,  // 53: banger.v1.PruneImagesResponse.items:type_name -> banger.v1.PrunedItem
+	51,  // 54: banger.v1.ListImagesResponse.images:type_name -> banger.v1.Image
+	1,   // 55: banger.v1.ExportImageResponse.progress:type_name -> banger.v1.Progress
+	95,  // 56: banger.v1.Kernel.created_at:type_name -> google.protobuf.Timestamp
+	70,  // 57: banger.v1.GetKernelResponse.kernel:type_name -> banger.v1.Kernel
+	71,  // 58: banger.v1.GetKernelResponse.features:type_name -> banger.v1.KernelFeature
+	72,  // 59: banger.v1.GetKernelResponse.backends:type_name -> banger.v1.KernelFitness
+	70,  // 60: banger.v1.ListKernelsResponse.kernels:type_name -> banger.v1.Kernel
+	95,  // 61: banger.v1.StatusResponse.started_at:type_name -> google.protobuf.Timestamp
+	86,  // 62: banger.v1.DoctorResponse.checks:type_name -> banger.v1.Check
+	6,   // 63: banger.v1.DoctorResponse.defaults:type_name -> banger.v1.Spec
+	93,  // 64: banger.v1.DoctorResponse.default_sources:type_name -> banger.v1.DoctorResponse.DefaultSourcesEntry
+	85,  // 65: banger.v1.DoctorResponse.leftovers:type_name -> banger.v1.Leftover
+	45,  // 66: banger.v1.VMService.Run:input_type -> banger.v1.AttachRequest
+	45,  // 67: banger.v1.VMService.Exec:input_type -> banger.v1.AttachRequest
+	49,  // 68: banger.v1.VMService.Console:input_type -> banger.v1.ConsoleRequest
+	7,   // 69: banger.v1.VMService.Create:input_type -> banger.v1.CreateRequest
+	8,   // 70: banger.v1.VMService.Start:input_type -> banger.v1.StartRequest
+	9,   // 71: banger.v1.VMService.Stop:input_type -> banger.v1.StopRequest
+	10,  // 72: banger.v1.VMService.Delete:input_type -> banger.v1.DeleteRequest
+	11,  // 73: banger.v1.VMService.Restart:input_type -> banger.v1.RestartRequest
+	12,  // 74: banger.v1.VMService.Kill:input_type -> banger.v1.KillRequest
+	13,  // 75: banger.v1.VMService.Pause:input_type -> banger.v1.PauseRequest
+	14,  // 76: banger.v1.VMService.Resume:input_type -> banger.v1.ResumeRequest
+	15,  // 77: banger.v1.VMService.Set:input_type -> banger.v1.SetRequest
+	18,  // 78: banger.v1.VMService.Wait:input_type -> banger.v1.WaitRequest
+	20,  // 79: banger.v1.VMService.Health:input_type -> banger.v1.HealthRequest
+	22,  // 80: banger.v1.VMService.Stats:input_type -> banger.v1.StatsRequest
+	25,  // 81: banger.v1.VMService.Ports:input_type -> banger.v1.PortsRequest
+	37,  // 82: banger.v1.VMService.List:input_type -> banger.v1.ListRequest
+	39,  // 83: banger.v1.VMService.Get:input_type -> banger.v1.GetRequest
+	41,  // 84: banger.v1.VMService.Logs:input_type -> banger.v1.LogsRequest
+	30,  // 85: banger.v1.OperationService.ListOperations:input_type -> banger.v1.ListOperationsRequest
+	32,  // 86: banger.v1.OperationService.WatchOperation:input_type -> banger.v1.WatchOperationRequest
+	33,  // 87: banger.v1.OperationService.CancelOperation:input_type -> banger.v1.CancelOperationRequest
+	35,  // 88: banger.v1.EventService.Events:input_type -> banger.v1.EventsRequest
+	63,  // 89: banger.v1.ImageService.ListImages:input_type -> banger.v1.ListImagesRequest
+	53,  // 90: banger.v1.ImageService.GetImage:input_type -> banger.v1.GetImageRequest
+	69,  // 91: banger.v1.ImageService.PullImage:input_type -> banger.v1.PullImageRequest
+	55,  // 92: banger.v1.ImageService.ImportImage:input_type -> banger.v1.ImportImageRequest
+	57,  // 93: banger.v1.ImageService.RegisterImage:input_type -> banger.v1.RegisterImageRequest
+	58,  // 94: banger.v1.ImageService.DeleteImage:input_type -> banger.v1.DeleteImageRequest
+	60,  // 95: banger.v1.ImageService.PruneImages:input_type -> banger.v1.PruneImagesRequest
+	65,  // 96: banger.v1.ImageService.PromoteImage:input_type -> banger.v1.PromoteImageRequest
+	66,  // 97: banger.v1.ImageService.ExportImage:input_type -> banger.v1.ExportImageRequest
+	68,  // 98: banger.v1.ImageService.PushImage:input_type -> banger.v1.PushImageRequest
+	73,  // 99: banger.v1.KernelService.ListKernels:input_type -> banger.v1.ListKernelsRequest
+	74,  // 100: banger.v1.KernelService.GetKernel:input_type -> banger.v1.GetKernelRequest
+	76,  // 101: banger.v1.KernelService.PullKernel:input_type -> banger.v1.PullKernelRequest
+	77,  // 102: banger.v1.KernelService.ImportKernel:input_type -> banger.v1.ImportKernelRequest
+	78,  // 103: banger.v1.KernelService.DeleteKernel:input_type -> banger.v1.DeleteKernelRequest
+	81,  // 104: banger.v1.SystemService.Status:input_type -> banger.v1.StatusRequest
+	83,  // 105: banger.v1.SystemService.Doctor:input_type -> banger.v1.DoctorRequest
+	87,  // 106: banger.v1.SystemService.Shutdown:input_type -> banger.v1.ShutdownRequest
+	47,  // 107: banger.v1.VMService.Run:output_type -> banger.v1.AttachResponse
+	47,  // 108: banger.v1.VMService.Exec:output_type -> banger.v1.AttachResponse
+	50,  // 109: banger.v1.VMService.Console:output_type -> banger.v1.ConsoleResponse
+	2,   // 110: banger.v1.VMService.Create:output_type -> banger.v1.Event
+	2,   // 111: banger.v1.VMService.Start:output_type -> banger.v1.Event
+	2,   // 112: banger.v1.VMService.Stop:output_type -> banger.v1.Event
+	2,   // 113: banger.v1.VMService.Delete:output_type -> banger.v1.Event
+	2,   // 114: banger.v1.VMService.Restart:output_type -> banger.v1.Event
+	2,   // 115: banger.v1.VMService.Kill:output_type -> banger.v1.Event
+	2,   // 116: banger.v1.VMService.Pause:output_type -> banger.v1.Event
+	2,   // 117: banger.v1.VMService.Resume:output_type -> banger.v1.Event
+	16,  // 118: banger.v1.VMService.Set:output_type -> banger.v1.SetResponse
+	19,  // 119: banger.v1.VMService.Wait:output_type -> banger.v1.WaitResponse
+	21,  // 120: banger.v1.VMService.Health:output_type -> banger.v1.HealthResponse
+	23,  // 121: banger.v1.VMService.Stats:output_type -> banger.v1.StatsResponse
+	26,  // 122: banger.v1.VMService.Ports:output_type -> banger.v1.PortsResponse
+	38,  // 123: banger.v1.VMService.List:output_type -> banger.v1.ListResponse
+	40,  // 124: banger.v1.VMService.Get:output_type -> banger.v1.GetResponse
+	42,  // 125: banger.v1.VMService.Logs:output_type -> banger.v1.LogsResponse
+	31,  // 126: banger.v1.OperationService.ListOperations:output_type -> banger.v1.ListOperationsResponse
+	28,  // 127: banger.v1.OperationService.WatchOperation:output_type -> banger.v1.Operation
+	34,  // 128: banger.v1.OperationService.CancelOperation:output_type -> banger.v1.CancelOperationResponse
+	36,  // 129: banger.v1.EventService.Events:output_type -> banger.v1.JournalEvent
+	64,  // 130: banger.v1.ImageService.ListImages:output_type -> banger.v1.ListImagesResponse
+	54,  // 131: banger.v1.ImageService.GetImage:output_type -> banger.v1.GetImageResponse
+	2,   // 132: banger.v1.ImageService.PullImage:output_type -> banger.v1.Event
+	2,   // 133: banger.v1.ImageService.ImportImage:output_type -> banger.v1.Event
+	2,   // 134: banger.v1.ImageService.RegisterImage:output_type -> banger.v1.Event
+	59,  // 135: banger.v1.ImageService.DeleteImage:output_type -> banger.v1.DeleteImageResponse
+	61,  // 136: banger.v1.ImageService.PruneImages:output_type -> banger.v1.PruneImagesResponse
+	2,   // 137: banger.v1.ImageService.PromoteImage:output_type -> banger.v1.Event
+	67,  // 138: banger.v1.ImageService.ExportImage:output_type -> banger.v1.ExportImageResponse
+	2,   // 139: banger.v1.ImageService.PushImage:output_type -> banger.v1.Event
+	80,  // 140: banger.v1.KernelService.ListKernels:output_type -> banger.v1.ListKernelsResponse
+	75,  // 141: banger.v1.KernelService.GetKernel:output_type -> banger.v1.GetKernelResponse
+	2,   // 142: banger.v1.KernelService.PullKernel:output_type -> banger.v1.Event
+	2,   // 143: banger.v1.KernelService.ImportKernel:output_type -> banger.v1.Event
+	79,  // 144: banger.v1.KernelService.DeleteKernel:output_type -> banger.v1.DeleteKernelResponse
+	82,  // 145: banger.v1.SystemService.Status:output_type -> banger.v1.StatusResponse
+	84,  // 146: banger.v1.SystemService.Doctor:output_type -> banger.v1.DoctorResponse
+	88,  // 147: banger.v1.SystemService.Shutdown:output_type -> banger.v1.ShutdownResponse
+	107, // [107:148] is the sub-list for method output_type
+	66,  // [66:107] is the sub-list for method input_type
+	66,  // [66:66] is the sub-list for extension type_name
+	66,  // [66:66] is the sub-list for extension extendee
+	0,   // [0:66] is the sub-list for field type_name
 }
 
 func init() { file_banger_v1_banger_proto_init() }
@@ -4722,30 +6657,41 @@ func file_banger_v1_banger_proto_init() {
 		(*Event_Progress)(nil),
 		(*Event_Vm)(nil),
 		(*Event_Image)(nil),
+		(*Event_Kernel)(nil),
 	}
-	file_banger_v1_banger_proto_msgTypes[14].OneofWrappers = []any{}
-	file_banger_v1_banger_proto_msgTypes[44].OneofWrappers = []any{
+	file_banger_v1_banger_proto_msgTypes[15].OneofWrappers = []any{}
+	file_banger_v1_banger_proto_msgTypes[45].OneofWrappers = []any{
 		(*AttachRequest_Start)(nil),
 		(*AttachRequest_Stdin)(nil),
 		(*AttachRequest_CloseStdin)(nil),
 		(*AttachRequest_Resize)(nil),
 		(*AttachRequest_Signal)(nil),
 	}
-	file_banger_v1_banger_proto_msgTypes[45].OneofWrappers = []any{
+	file_banger_v1_banger_proto_msgTypes[46].OneofWrappers = []any{
 		(*AttachStart_Vm)(nil),
 		(*AttachStart_Create)(nil),
 	}
-	file_banger_v1_banger_proto_msgTypes[46].OneofWrappers = []any{
+	file_banger_v1_banger_proto_msgTypes[47].OneofWrappers = []any{
 		(*AttachResponse_Progress)(nil),
 		(*AttachResponse_Vm)(nil),
 		(*AttachResponse_Started)(nil),
 		(*AttachResponse_Stdout)(nil),
 		(*AttachResponse_Stderr)(nil),
 		(*AttachResponse_Exit)(nil),
+		(*AttachResponse_StdinCredit)(nil),
 	}
-	file_banger_v1_banger_proto_msgTypes[48].OneofWrappers = []any{
+	file_banger_v1_banger_proto_msgTypes[49].OneofWrappers = []any{
 		(*ConsoleRequest_Vm)(nil),
 		(*ConsoleRequest_Input)(nil),
+	}
+	file_banger_v1_banger_proto_msgTypes[55].OneofWrappers = []any{
+		(*ImportImageRequest_Start)(nil),
+		(*ImportImageRequest_Data)(nil),
+	}
+	file_banger_v1_banger_proto_msgTypes[67].OneofWrappers = []any{
+		(*ExportImageResponse_Progress)(nil),
+		(*ExportImageResponse_Data)(nil),
+		(*ExportImageResponse_Digest)(nil),
 	}
 	type x struct{}
 	out := protoimpl.TypeBuilder{
@@ -4753,9 +6699,9 @@ func file_banger_v1_banger_proto_init() {
 			GoPackagePath: reflect.TypeOf(x{}).PkgPath(),
 			RawDescriptor: unsafe.Slice(unsafe.StringData(file_banger_v1_banger_proto_rawDesc), len(file_banger_v1_banger_proto_rawDesc)),
 			NumEnums:      0,
-			NumMessages:   68,
+			NumMessages:   94,
 			NumExtensions: 0,
-			NumServices:   5,
+			NumServices:   6,
 		},
 		GoTypes:           file_banger_v1_banger_proto_goTypes,
 		DependencyIndexes: file_banger_v1_banger_proto_depIdxs,

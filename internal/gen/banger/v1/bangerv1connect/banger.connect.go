@@ -33,6 +33,8 @@ const (
 	EventServiceName = "banger.v1.EventService"
 	// ImageServiceName is the fully-qualified name of the ImageService service.
 	ImageServiceName = "banger.v1.ImageService"
+	// KernelServiceName is the fully-qualified name of the KernelService service.
+	KernelServiceName = "banger.v1.KernelService"
 	// SystemServiceName is the fully-qualified name of the SystemService service.
 	SystemServiceName = "banger.v1.SystemService"
 )
@@ -96,11 +98,44 @@ const (
 	EventServiceEventsProcedure = "/banger.v1.EventService/Events"
 	// ImageServiceListImagesProcedure is the fully-qualified name of the ImageService's ListImages RPC.
 	ImageServiceListImagesProcedure = "/banger.v1.ImageService/ListImages"
+	// ImageServiceGetImageProcedure is the fully-qualified name of the ImageService's GetImage RPC.
+	ImageServiceGetImageProcedure = "/banger.v1.ImageService/GetImage"
 	// ImageServicePullImageProcedure is the fully-qualified name of the ImageService's PullImage RPC.
 	ImageServicePullImageProcedure = "/banger.v1.ImageService/PullImage"
-	// ImageServiceListKernelsProcedure is the fully-qualified name of the ImageService's ListKernels
+	// ImageServiceImportImageProcedure is the fully-qualified name of the ImageService's ImportImage
 	// RPC.
-	ImageServiceListKernelsProcedure = "/banger.v1.ImageService/ListKernels"
+	ImageServiceImportImageProcedure = "/banger.v1.ImageService/ImportImage"
+	// ImageServiceRegisterImageProcedure is the fully-qualified name of the ImageService's
+	// RegisterImage RPC.
+	ImageServiceRegisterImageProcedure = "/banger.v1.ImageService/RegisterImage"
+	// ImageServiceDeleteImageProcedure is the fully-qualified name of the ImageService's DeleteImage
+	// RPC.
+	ImageServiceDeleteImageProcedure = "/banger.v1.ImageService/DeleteImage"
+	// ImageServicePruneImagesProcedure is the fully-qualified name of the ImageService's PruneImages
+	// RPC.
+	ImageServicePruneImagesProcedure = "/banger.v1.ImageService/PruneImages"
+	// ImageServicePromoteImageProcedure is the fully-qualified name of the ImageService's PromoteImage
+	// RPC.
+	ImageServicePromoteImageProcedure = "/banger.v1.ImageService/PromoteImage"
+	// ImageServiceExportImageProcedure is the fully-qualified name of the ImageService's ExportImage
+	// RPC.
+	ImageServiceExportImageProcedure = "/banger.v1.ImageService/ExportImage"
+	// ImageServicePushImageProcedure is the fully-qualified name of the ImageService's PushImage RPC.
+	ImageServicePushImageProcedure = "/banger.v1.ImageService/PushImage"
+	// KernelServiceListKernelsProcedure is the fully-qualified name of the KernelService's ListKernels
+	// RPC.
+	KernelServiceListKernelsProcedure = "/banger.v1.KernelService/ListKernels"
+	// KernelServiceGetKernelProcedure is the fully-qualified name of the KernelService's GetKernel RPC.
+	KernelServiceGetKernelProcedure = "/banger.v1.KernelService/GetKernel"
+	// KernelServicePullKernelProcedure is the fully-qualified name of the KernelService's PullKernel
+	// RPC.
+	KernelServicePullKernelProcedure = "/banger.v1.KernelService/PullKernel"
+	// KernelServiceImportKernelProcedure is the fully-qualified name of the KernelService's
+	// ImportKernel RPC.
+	KernelServiceImportKernelProcedure = "/banger.v1.KernelService/ImportKernel"
+	// KernelServiceDeleteKernelProcedure is the fully-qualified name of the KernelService's
+	// DeleteKernel RPC.
+	KernelServiceDeleteKernelProcedure = "/banger.v1.KernelService/DeleteKernel"
 	// SystemServiceStatusProcedure is the fully-qualified name of the SystemService's Status RPC.
 	SystemServiceStatusProcedure = "/banger.v1.SystemService/Status"
 	// SystemServiceDoctorProcedure is the fully-qualified name of the SystemService's Doctor RPC.
@@ -879,10 +914,28 @@ func (UnimplementedEventServiceHandler) Events(context.Context, *connect.Request
 
 // ImageServiceClient is a client for the banger.v1.ImageService service.
 type ImageServiceClient interface {
+	// ListImages returns the images that are here, then those of the catalogue that are not.
 	ListImages(context.Context, *connect.Request[v1.ListImagesRequest]) (*connect.Response[v1.ListImagesResponse], error)
-	// PullImage makes an image of the catalogue present; the last event has the image.
+	// GetImage returns all that is known of an image that is here.
+	GetImage(context.Context, *connect.Request[v1.GetImageRequest]) (*connect.Response[v1.GetImageResponse], error)
+	// PullImage makes an image of the catalogue or of a registry present; the last event has the image.
 	PullImage(context.Context, *connect.Request[v1.PullImageRequest]) (*connect.ServerStreamForClient[v1.Event], error)
-	ListKernels(context.Context, *connect.Request[v1.ListKernelsRequest]) (*connect.Response[v1.ListKernelsResponse], error)
+	// ImportImage makes an image of an archive. The first request holds the start message; if that has no path, the next ones
+	// hold the archive. The last event has the image.
+	ImportImage(context.Context) *connect.BidiStreamForClient[v1.ImportImageRequest, v1.Event]
+	// RegisterImage makes an image of a file that stays where it is; the last event has the image.
+	RegisterImage(context.Context, *connect.Request[v1.RegisterImageRequest]) (*connect.ServerStreamForClient[v1.Event], error)
+	// DeleteImage removes a name, and the image with it unless it has another. One that VMs use is refused.
+	DeleteImage(context.Context, *connect.Request[v1.DeleteImageRequest]) (*connect.Response[v1.DeleteImageResponse], error)
+	// PruneImages frees what nobody needs.
+	PruneImages(context.Context, *connect.Request[v1.PruneImagesRequest]) (*connect.Response[v1.PruneImagesResponse], error)
+	// PromoteImage makes an image of a VM that does not run; the last event has the image.
+	PromoteImage(context.Context, *connect.Request[v1.PromoteImageRequest]) (*connect.ServerStreamForClient[v1.Event], error)
+	// ExportImage streams an image as an archive that container engines load.
+	ExportImage(context.Context, *connect.Request[v1.ExportImageRequest]) (*connect.ServerStreamForClient[v1.ExportImageResponse], error)
+	// PushImage writes an image to a registry, with the credentials that docker or podman have for it; the last event has
+	// the digest of its manifest there.
+	PushImage(context.Context, *connect.Request[v1.PushImageRequest]) (*connect.ServerStreamForClient[v1.Event], error)
 }
 
 // NewImageServiceClient constructs a client for the banger.v1.ImageService service. By default, it
@@ -902,16 +955,58 @@ func NewImageServiceClient(httpClient connect.HTTPClient, baseURL string, opts .
 			connect.WithSchema(imageServiceMethods.ByName("ListImages")),
 			connect.WithClientOptions(opts...),
 		),
+		getImage: connect.NewClient[v1.GetImageRequest, v1.GetImageResponse](
+			httpClient,
+			baseURL+ImageServiceGetImageProcedure,
+			connect.WithSchema(imageServiceMethods.ByName("GetImage")),
+			connect.WithClientOptions(opts...),
+		),
 		pullImage: connect.NewClient[v1.PullImageRequest, v1.Event](
 			httpClient,
 			baseURL+ImageServicePullImageProcedure,
 			connect.WithSchema(imageServiceMethods.ByName("PullImage")),
 			connect.WithClientOptions(opts...),
 		),
-		listKernels: connect.NewClient[v1.ListKernelsRequest, v1.ListKernelsResponse](
+		importImage: connect.NewClient[v1.ImportImageRequest, v1.Event](
 			httpClient,
-			baseURL+ImageServiceListKernelsProcedure,
-			connect.WithSchema(imageServiceMethods.ByName("ListKernels")),
+			baseURL+ImageServiceImportImageProcedure,
+			connect.WithSchema(imageServiceMethods.ByName("ImportImage")),
+			connect.WithClientOptions(opts...),
+		),
+		registerImage: connect.NewClient[v1.RegisterImageRequest, v1.Event](
+			httpClient,
+			baseURL+ImageServiceRegisterImageProcedure,
+			connect.WithSchema(imageServiceMethods.ByName("RegisterImage")),
+			connect.WithClientOptions(opts...),
+		),
+		deleteImage: connect.NewClient[v1.DeleteImageRequest, v1.DeleteImageResponse](
+			httpClient,
+			baseURL+ImageServiceDeleteImageProcedure,
+			connect.WithSchema(imageServiceMethods.ByName("DeleteImage")),
+			connect.WithClientOptions(opts...),
+		),
+		pruneImages: connect.NewClient[v1.PruneImagesRequest, v1.PruneImagesResponse](
+			httpClient,
+			baseURL+ImageServicePruneImagesProcedure,
+			connect.WithSchema(imageServiceMethods.ByName("PruneImages")),
+			connect.WithClientOptions(opts...),
+		),
+		promoteImage: connect.NewClient[v1.PromoteImageRequest, v1.Event](
+			httpClient,
+			baseURL+ImageServicePromoteImageProcedure,
+			connect.WithSchema(imageServiceMethods.ByName("PromoteImage")),
+			connect.WithClientOptions(opts...),
+		),
+		exportImage: connect.NewClient[v1.ExportImageRequest, v1.ExportImageResponse](
+			httpClient,
+			baseURL+ImageServiceExportImageProcedure,
+			connect.WithSchema(imageServiceMethods.ByName("ExportImage")),
+			connect.WithClientOptions(opts...),
+		),
+		pushImage: connect.NewClient[v1.PushImageRequest, v1.Event](
+			httpClient,
+			baseURL+ImageServicePushImageProcedure,
+			connect.WithSchema(imageServiceMethods.ByName("PushImage")),
 			connect.WithClientOptions(opts...),
 		),
 	}
@@ -919,9 +1014,16 @@ func NewImageServiceClient(httpClient connect.HTTPClient, baseURL string, opts .
 
 // imageServiceClient implements ImageServiceClient.
 type imageServiceClient struct {
-	listImages  *connect.Client[v1.ListImagesRequest, v1.ListImagesResponse]
-	pullImage   *connect.Client[v1.PullImageRequest, v1.Event]
-	listKernels *connect.Client[v1.ListKernelsRequest, v1.ListKernelsResponse]
+	listImages    *connect.Client[v1.ListImagesRequest, v1.ListImagesResponse]
+	getImage      *connect.Client[v1.GetImageRequest, v1.GetImageResponse]
+	pullImage     *connect.Client[v1.PullImageRequest, v1.Event]
+	importImage   *connect.Client[v1.ImportImageRequest, v1.Event]
+	registerImage *connect.Client[v1.RegisterImageRequest, v1.Event]
+	deleteImage   *connect.Client[v1.DeleteImageRequest, v1.DeleteImageResponse]
+	pruneImages   *connect.Client[v1.PruneImagesRequest, v1.PruneImagesResponse]
+	promoteImage  *connect.Client[v1.PromoteImageRequest, v1.Event]
+	exportImage   *connect.Client[v1.ExportImageRequest, v1.ExportImageResponse]
+	pushImage     *connect.Client[v1.PushImageRequest, v1.Event]
 }
 
 // ListImages calls banger.v1.ImageService.ListImages.
@@ -929,22 +1031,75 @@ func (c *imageServiceClient) ListImages(ctx context.Context, req *connect.Reques
 	return c.listImages.CallUnary(ctx, req)
 }
 
+// GetImage calls banger.v1.ImageService.GetImage.
+func (c *imageServiceClient) GetImage(ctx context.Context, req *connect.Request[v1.GetImageRequest]) (*connect.Response[v1.GetImageResponse], error) {
+	return c.getImage.CallUnary(ctx, req)
+}
+
 // PullImage calls banger.v1.ImageService.PullImage.
 func (c *imageServiceClient) PullImage(ctx context.Context, req *connect.Request[v1.PullImageRequest]) (*connect.ServerStreamForClient[v1.Event], error) {
 	return c.pullImage.CallServerStream(ctx, req)
 }
 
-// ListKernels calls banger.v1.ImageService.ListKernels.
-func (c *imageServiceClient) ListKernels(ctx context.Context, req *connect.Request[v1.ListKernelsRequest]) (*connect.Response[v1.ListKernelsResponse], error) {
-	return c.listKernels.CallUnary(ctx, req)
+// ImportImage calls banger.v1.ImageService.ImportImage.
+func (c *imageServiceClient) ImportImage(ctx context.Context) *connect.BidiStreamForClient[v1.ImportImageRequest, v1.Event] {
+	return c.importImage.CallBidiStream(ctx)
+}
+
+// RegisterImage calls banger.v1.ImageService.RegisterImage.
+func (c *imageServiceClient) RegisterImage(ctx context.Context, req *connect.Request[v1.RegisterImageRequest]) (*connect.ServerStreamForClient[v1.Event], error) {
+	return c.registerImage.CallServerStream(ctx, req)
+}
+
+// DeleteImage calls banger.v1.ImageService.DeleteImage.
+func (c *imageServiceClient) DeleteImage(ctx context.Context, req *connect.Request[v1.DeleteImageRequest]) (*connect.Response[v1.DeleteImageResponse], error) {
+	return c.deleteImage.CallUnary(ctx, req)
+}
+
+// PruneImages calls banger.v1.ImageService.PruneImages.
+func (c *imageServiceClient) PruneImages(ctx context.Context, req *connect.Request[v1.PruneImagesRequest]) (*connect.Response[v1.PruneImagesResponse], error) {
+	return c.pruneImages.CallUnary(ctx, req)
+}
+
+// PromoteImage calls banger.v1.ImageService.PromoteImage.
+func (c *imageServiceClient) PromoteImage(ctx context.Context, req *connect.Request[v1.PromoteImageRequest]) (*connect.ServerStreamForClient[v1.Event], error) {
+	return c.promoteImage.CallServerStream(ctx, req)
+}
+
+// ExportImage calls banger.v1.ImageService.ExportImage.
+func (c *imageServiceClient) ExportImage(ctx context.Context, req *connect.Request[v1.ExportImageRequest]) (*connect.ServerStreamForClient[v1.ExportImageResponse], error) {
+	return c.exportImage.CallServerStream(ctx, req)
+}
+
+// PushImage calls banger.v1.ImageService.PushImage.
+func (c *imageServiceClient) PushImage(ctx context.Context, req *connect.Request[v1.PushImageRequest]) (*connect.ServerStreamForClient[v1.Event], error) {
+	return c.pushImage.CallServerStream(ctx, req)
 }
 
 // ImageServiceHandler is an implementation of the banger.v1.ImageService service.
 type ImageServiceHandler interface {
+	// ListImages returns the images that are here, then those of the catalogue that are not.
 	ListImages(context.Context, *connect.Request[v1.ListImagesRequest]) (*connect.Response[v1.ListImagesResponse], error)
-	// PullImage makes an image of the catalogue present; the last event has the image.
+	// GetImage returns all that is known of an image that is here.
+	GetImage(context.Context, *connect.Request[v1.GetImageRequest]) (*connect.Response[v1.GetImageResponse], error)
+	// PullImage makes an image of the catalogue or of a registry present; the last event has the image.
 	PullImage(context.Context, *connect.Request[v1.PullImageRequest], *connect.ServerStream[v1.Event]) error
-	ListKernels(context.Context, *connect.Request[v1.ListKernelsRequest]) (*connect.Response[v1.ListKernelsResponse], error)
+	// ImportImage makes an image of an archive. The first request holds the start message; if that has no path, the next ones
+	// hold the archive. The last event has the image.
+	ImportImage(context.Context, *connect.BidiStream[v1.ImportImageRequest, v1.Event]) error
+	// RegisterImage makes an image of a file that stays where it is; the last event has the image.
+	RegisterImage(context.Context, *connect.Request[v1.RegisterImageRequest], *connect.ServerStream[v1.Event]) error
+	// DeleteImage removes a name, and the image with it unless it has another. One that VMs use is refused.
+	DeleteImage(context.Context, *connect.Request[v1.DeleteImageRequest]) (*connect.Response[v1.DeleteImageResponse], error)
+	// PruneImages frees what nobody needs.
+	PruneImages(context.Context, *connect.Request[v1.PruneImagesRequest]) (*connect.Response[v1.PruneImagesResponse], error)
+	// PromoteImage makes an image of a VM that does not run; the last event has the image.
+	PromoteImage(context.Context, *connect.Request[v1.PromoteImageRequest], *connect.ServerStream[v1.Event]) error
+	// ExportImage streams an image as an archive that container engines load.
+	ExportImage(context.Context, *connect.Request[v1.ExportImageRequest], *connect.ServerStream[v1.ExportImageResponse]) error
+	// PushImage writes an image to a registry, with the credentials that docker or podman have for it; the last event has
+	// the digest of its manifest there.
+	PushImage(context.Context, *connect.Request[v1.PushImageRequest], *connect.ServerStream[v1.Event]) error
 }
 
 // NewImageServiceHandler builds an HTTP handler from the service implementation. It returns the
@@ -960,26 +1115,82 @@ func NewImageServiceHandler(svc ImageServiceHandler, opts ...connect.HandlerOpti
 		connect.WithSchema(imageServiceMethods.ByName("ListImages")),
 		connect.WithHandlerOptions(opts...),
 	)
+	imageServiceGetImageHandler := connect.NewUnaryHandler(
+		ImageServiceGetImageProcedure,
+		svc.GetImage,
+		connect.WithSchema(imageServiceMethods.ByName("GetImage")),
+		connect.WithHandlerOptions(opts...),
+	)
 	imageServicePullImageHandler := connect.NewServerStreamHandler(
 		ImageServicePullImageProcedure,
 		svc.PullImage,
 		connect.WithSchema(imageServiceMethods.ByName("PullImage")),
 		connect.WithHandlerOptions(opts...),
 	)
-	imageServiceListKernelsHandler := connect.NewUnaryHandler(
-		ImageServiceListKernelsProcedure,
-		svc.ListKernels,
-		connect.WithSchema(imageServiceMethods.ByName("ListKernels")),
+	imageServiceImportImageHandler := connect.NewBidiStreamHandler(
+		ImageServiceImportImageProcedure,
+		svc.ImportImage,
+		connect.WithSchema(imageServiceMethods.ByName("ImportImage")),
+		connect.WithHandlerOptions(opts...),
+	)
+	imageServiceRegisterImageHandler := connect.NewServerStreamHandler(
+		ImageServiceRegisterImageProcedure,
+		svc.RegisterImage,
+		connect.WithSchema(imageServiceMethods.ByName("RegisterImage")),
+		connect.WithHandlerOptions(opts...),
+	)
+	imageServiceDeleteImageHandler := connect.NewUnaryHandler(
+		ImageServiceDeleteImageProcedure,
+		svc.DeleteImage,
+		connect.WithSchema(imageServiceMethods.ByName("DeleteImage")),
+		connect.WithHandlerOptions(opts...),
+	)
+	imageServicePruneImagesHandler := connect.NewUnaryHandler(
+		ImageServicePruneImagesProcedure,
+		svc.PruneImages,
+		connect.WithSchema(imageServiceMethods.ByName("PruneImages")),
+		connect.WithHandlerOptions(opts...),
+	)
+	imageServicePromoteImageHandler := connect.NewServerStreamHandler(
+		ImageServicePromoteImageProcedure,
+		svc.PromoteImage,
+		connect.WithSchema(imageServiceMethods.ByName("PromoteImage")),
+		connect.WithHandlerOptions(opts...),
+	)
+	imageServiceExportImageHandler := connect.NewServerStreamHandler(
+		ImageServiceExportImageProcedure,
+		svc.ExportImage,
+		connect.WithSchema(imageServiceMethods.ByName("ExportImage")),
+		connect.WithHandlerOptions(opts...),
+	)
+	imageServicePushImageHandler := connect.NewServerStreamHandler(
+		ImageServicePushImageProcedure,
+		svc.PushImage,
+		connect.WithSchema(imageServiceMethods.ByName("PushImage")),
 		connect.WithHandlerOptions(opts...),
 	)
 	return "/banger.v1.ImageService/", http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
 		switch r.URL.Path {
 		case ImageServiceListImagesProcedure:
 			imageServiceListImagesHandler.ServeHTTP(w, r)
+		case ImageServiceGetImageProcedure:
+			imageServiceGetImageHandler.ServeHTTP(w, r)
 		case ImageServicePullImageProcedure:
 			imageServicePullImageHandler.ServeHTTP(w, r)
-		case ImageServiceListKernelsProcedure:
-			imageServiceListKernelsHandler.ServeHTTP(w, r)
+		case ImageServiceImportImageProcedure:
+			imageServiceImportImageHandler.ServeHTTP(w, r)
+		case ImageServiceRegisterImageProcedure:
+			imageServiceRegisterImageHandler.ServeHTTP(w, r)
+		case ImageServiceDeleteImageProcedure:
+			imageServiceDeleteImageHandler.ServeHTTP(w, r)
+		case ImageServicePruneImagesProcedure:
+			imageServicePruneImagesHandler.ServeHTTP(w, r)
+		case ImageServicePromoteImageProcedure:
+			imageServicePromoteImageHandler.ServeHTTP(w, r)
+		case ImageServiceExportImageProcedure:
+			imageServiceExportImageHandler.ServeHTTP(w, r)
+		case ImageServicePushImageProcedure:
+			imageServicePushImageHandler.ServeHTTP(w, r)
 		default:
 			http.NotFound(w, r)
 		}
@@ -993,19 +1204,233 @@ func (UnimplementedImageServiceHandler) ListImages(context.Context, *connect.Req
 	return nil, connect.NewError(connect.CodeUnimplemented, errors.New("banger.v1.ImageService.ListImages is not implemented"))
 }
 
+func (UnimplementedImageServiceHandler) GetImage(context.Context, *connect.Request[v1.GetImageRequest]) (*connect.Response[v1.GetImageResponse], error) {
+	return nil, connect.NewError(connect.CodeUnimplemented, errors.New("banger.v1.ImageService.GetImage is not implemented"))
+}
+
 func (UnimplementedImageServiceHandler) PullImage(context.Context, *connect.Request[v1.PullImageRequest], *connect.ServerStream[v1.Event]) error {
 	return connect.NewError(connect.CodeUnimplemented, errors.New("banger.v1.ImageService.PullImage is not implemented"))
 }
 
-func (UnimplementedImageServiceHandler) ListKernels(context.Context, *connect.Request[v1.ListKernelsRequest]) (*connect.Response[v1.ListKernelsResponse], error) {
-	return nil, connect.NewError(connect.CodeUnimplemented, errors.New("banger.v1.ImageService.ListKernels is not implemented"))
+func (UnimplementedImageServiceHandler) ImportImage(context.Context, *connect.BidiStream[v1.ImportImageRequest, v1.Event]) error {
+	return connect.NewError(connect.CodeUnimplemented, errors.New("banger.v1.ImageService.ImportImage is not implemented"))
+}
+
+func (UnimplementedImageServiceHandler) RegisterImage(context.Context, *connect.Request[v1.RegisterImageRequest], *connect.ServerStream[v1.Event]) error {
+	return connect.NewError(connect.CodeUnimplemented, errors.New("banger.v1.ImageService.RegisterImage is not implemented"))
+}
+
+func (UnimplementedImageServiceHandler) DeleteImage(context.Context, *connect.Request[v1.DeleteImageRequest]) (*connect.Response[v1.DeleteImageResponse], error) {
+	return nil, connect.NewError(connect.CodeUnimplemented, errors.New("banger.v1.ImageService.DeleteImage is not implemented"))
+}
+
+func (UnimplementedImageServiceHandler) PruneImages(context.Context, *connect.Request[v1.PruneImagesRequest]) (*connect.Response[v1.PruneImagesResponse], error) {
+	return nil, connect.NewError(connect.CodeUnimplemented, errors.New("banger.v1.ImageService.PruneImages is not implemented"))
+}
+
+func (UnimplementedImageServiceHandler) PromoteImage(context.Context, *connect.Request[v1.PromoteImageRequest], *connect.ServerStream[v1.Event]) error {
+	return connect.NewError(connect.CodeUnimplemented, errors.New("banger.v1.ImageService.PromoteImage is not implemented"))
+}
+
+func (UnimplementedImageServiceHandler) ExportImage(context.Context, *connect.Request[v1.ExportImageRequest], *connect.ServerStream[v1.ExportImageResponse]) error {
+	return connect.NewError(connect.CodeUnimplemented, errors.New("banger.v1.ImageService.ExportImage is not implemented"))
+}
+
+func (UnimplementedImageServiceHandler) PushImage(context.Context, *connect.Request[v1.PushImageRequest], *connect.ServerStream[v1.Event]) error {
+	return connect.NewError(connect.CodeUnimplemented, errors.New("banger.v1.ImageService.PushImage is not implemented"))
+}
+
+// KernelServiceClient is a client for the banger.v1.KernelService service.
+type KernelServiceClient interface {
+	// ListKernels returns the kernels that are here; with available also the entries of the catalogue that are not.
+	ListKernels(context.Context, *connect.Request[v1.ListKernelsRequest]) (*connect.Response[v1.ListKernelsResponse], error)
+	// GetKernel returns a kernel with what it has, what it lacks on each backend, and who uses it.
+	GetKernel(context.Context, *connect.Request[v1.GetKernelRequest]) (*connect.Response[v1.GetKernelResponse], error)
+	// PullKernel makes a kernel of the catalogue present; the last event has the kernel.
+	PullKernel(context.Context, *connect.Request[v1.PullKernelRequest]) (*connect.ServerStreamForClient[v1.Event], error)
+	// ImportKernel makes a kernel from files of the host, which the daemon reads with its user's rights; the last event has
+	// the kernel.
+	ImportKernel(context.Context, *connect.Request[v1.ImportKernelRequest]) (*connect.ServerStreamForClient[v1.Event], error)
+	// DeleteKernel removes a kernel that nobody uses.
+	DeleteKernel(context.Context, *connect.Request[v1.DeleteKernelRequest]) (*connect.Response[v1.DeleteKernelResponse], error)
+}
+
+// NewKernelServiceClient constructs a client for the banger.v1.KernelService service. By default,
+// it uses the Connect protocol with the binary Protobuf Codec, asks for gzipped responses, and
+// sends uncompressed requests. To use the gRPC or gRPC-Web protocols, supply the connect.WithGRPC()
+// or connect.WithGRPCWeb() options.
+//
+// The URL supplied here should be the base URL for the Connect or gRPC server (for example,
+// http://api.acme.com or https://acme.com/grpc).
+func NewKernelServiceClient(httpClient connect.HTTPClient, baseURL string, opts ...connect.ClientOption) KernelServiceClient {
+	baseURL = strings.TrimRight(baseURL, "/")
+	kernelServiceMethods := v1.File_banger_v1_banger_proto.Services().ByName("KernelService").Methods()
+	return &kernelServiceClient{
+		listKernels: connect.NewClient[v1.ListKernelsRequest, v1.ListKernelsResponse](
+			httpClient,
+			baseURL+KernelServiceListKernelsProcedure,
+			connect.WithSchema(kernelServiceMethods.ByName("ListKernels")),
+			connect.WithClientOptions(opts...),
+		),
+		getKernel: connect.NewClient[v1.GetKernelRequest, v1.GetKernelResponse](
+			httpClient,
+			baseURL+KernelServiceGetKernelProcedure,
+			connect.WithSchema(kernelServiceMethods.ByName("GetKernel")),
+			connect.WithClientOptions(opts...),
+		),
+		pullKernel: connect.NewClient[v1.PullKernelRequest, v1.Event](
+			httpClient,
+			baseURL+KernelServicePullKernelProcedure,
+			connect.WithSchema(kernelServiceMethods.ByName("PullKernel")),
+			connect.WithClientOptions(opts...),
+		),
+		importKernel: connect.NewClient[v1.ImportKernelRequest, v1.Event](
+			httpClient,
+			baseURL+KernelServiceImportKernelProcedure,
+			connect.WithSchema(kernelServiceMethods.ByName("ImportKernel")),
+			connect.WithClientOptions(opts...),
+		),
+		deleteKernel: connect.NewClient[v1.DeleteKernelRequest, v1.DeleteKernelResponse](
+			httpClient,
+			baseURL+KernelServiceDeleteKernelProcedure,
+			connect.WithSchema(kernelServiceMethods.ByName("DeleteKernel")),
+			connect.WithClientOptions(opts...),
+		),
+	}
+}
+
+// kernelServiceClient implements KernelServiceClient.
+type kernelServiceClient struct {
+	listKernels  *connect.Client[v1.ListKernelsRequest, v1.ListKernelsResponse]
+	getKernel    *connect.Client[v1.GetKernelRequest, v1.GetKernelResponse]
+	pullKernel   *connect.Client[v1.PullKernelRequest, v1.Event]
+	importKernel *connect.Client[v1.ImportKernelRequest, v1.Event]
+	deleteKernel *connect.Client[v1.DeleteKernelRequest, v1.DeleteKernelResponse]
+}
+
+// ListKernels calls banger.v1.KernelService.ListKernels.
+func (c *kernelServiceClient) ListKernels(ctx context.Context, req *connect.Request[v1.ListKernelsRequest]) (*connect.Response[v1.ListKernelsResponse], error) {
+	return c.listKernels.CallUnary(ctx, req)
+}
+
+// GetKernel calls banger.v1.KernelService.GetKernel.
+func (c *kernelServiceClient) GetKernel(ctx context.Context, req *connect.Request[v1.GetKernelRequest]) (*connect.Response[v1.GetKernelResponse], error) {
+	return c.getKernel.CallUnary(ctx, req)
+}
+
+// PullKernel calls banger.v1.KernelService.PullKernel.
+func (c *kernelServiceClient) PullKernel(ctx context.Context, req *connect.Request[v1.PullKernelRequest]) (*connect.ServerStreamForClient[v1.Event], error) {
+	return c.pullKernel.CallServerStream(ctx, req)
+}
+
+// ImportKernel calls banger.v1.KernelService.ImportKernel.
+func (c *kernelServiceClient) ImportKernel(ctx context.Context, req *connect.Request[v1.ImportKernelRequest]) (*connect.ServerStreamForClient[v1.Event], error) {
+	return c.importKernel.CallServerStream(ctx, req)
+}
+
+// DeleteKernel calls banger.v1.KernelService.DeleteKernel.
+func (c *kernelServiceClient) DeleteKernel(ctx context.Context, req *connect.Request[v1.DeleteKernelRequest]) (*connect.Response[v1.DeleteKernelResponse], error) {
+	return c.deleteKernel.CallUnary(ctx, req)
+}
+
+// KernelServiceHandler is an implementation of the banger.v1.KernelService service.
+type KernelServiceHandler interface {
+	// ListKernels returns the kernels that are here; with available also the entries of the catalogue that are not.
+	ListKernels(context.Context, *connect.Request[v1.ListKernelsRequest]) (*connect.Response[v1.ListKernelsResponse], error)
+	// GetKernel returns a kernel with what it has, what it lacks on each backend, and who uses it.
+	GetKernel(context.Context, *connect.Request[v1.GetKernelRequest]) (*connect.Response[v1.GetKernelResponse], error)
+	// PullKernel makes a kernel of the catalogue present; the last event has the kernel.
+	PullKernel(context.Context, *connect.Request[v1.PullKernelRequest], *connect.ServerStream[v1.Event]) error
+	// ImportKernel makes a kernel from files of the host, which the daemon reads with its user's rights; the last event has
+	// the kernel.
+	ImportKernel(context.Context, *connect.Request[v1.ImportKernelRequest], *connect.ServerStream[v1.Event]) error
+	// DeleteKernel removes a kernel that nobody uses.
+	DeleteKernel(context.Context, *connect.Request[v1.DeleteKernelRequest]) (*connect.Response[v1.DeleteKernelResponse], error)
+}
+
+// NewKernelServiceHandler builds an HTTP handler from the service implementation. It returns the
+// path on which to mount the handler and the handler itself.
+//
+// By default, handlers support the Connect, gRPC, and gRPC-Web protocols with the binary Protobuf
+// and JSON codecs. They also support gzip compression.
+func NewKernelServiceHandler(svc KernelServiceHandler, opts ...connect.HandlerOption) (string, http.Handler) {
+	kernelServiceMethods := v1.File_banger_v1_banger_proto.Services().ByName("KernelService").Methods()
+	kernelServiceListKernelsHandler := connect.NewUnaryHandler(
+		KernelServiceListKernelsProcedure,
+		svc.ListKernels,
+		connect.WithSchema(kernelServiceMethods.ByName("ListKernels")),
+		connect.WithHandlerOptions(opts...),
+	)
+	kernelServiceGetKernelHandler := connect.NewUnaryHandler(
+		KernelServiceGetKernelProcedure,
+		svc.GetKernel,
+		connect.WithSchema(kernelServiceMethods.ByName("GetKernel")),
+		connect.WithHandlerOptions(opts...),
+	)
+	kernelServicePullKernelHandler := connect.NewServerStreamHandler(
+		KernelServicePullKernelProcedure,
+		svc.PullKernel,
+		connect.WithSchema(kernelServiceMethods.ByName("PullKernel")),
+		connect.WithHandlerOptions(opts...),
+	)
+	kernelServiceImportKernelHandler := connect.NewServerStreamHandler(
+		KernelServiceImportKernelProcedure,
+		svc.ImportKernel,
+		connect.WithSchema(kernelServiceMethods.ByName("ImportKernel")),
+		connect.WithHandlerOptions(opts...),
+	)
+	kernelServiceDeleteKernelHandler := connect.NewUnaryHandler(
+		KernelServiceDeleteKernelProcedure,
+		svc.DeleteKernel,
+		connect.WithSchema(kernelServiceMethods.ByName("DeleteKernel")),
+		connect.WithHandlerOptions(opts...),
+	)
+	return "/banger.v1.KernelService/", http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
+		switch r.URL.Path {
+		case KernelServiceListKernelsProcedure:
+			kernelServiceListKernelsHandler.ServeHTTP(w, r)
+		case KernelServiceGetKernelProcedure:
+			kernelServiceGetKernelHandler.ServeHTTP(w, r)
+		case KernelServicePullKernelProcedure:
+			kernelServicePullKernelHandler.ServeHTTP(w, r)
+		case KernelServiceImportKernelProcedure:
+			kernelServiceImportKernelHandler.ServeHTTP(w, r)
+		case KernelServiceDeleteKernelProcedure:
+			kernelServiceDeleteKernelHandler.ServeHTTP(w, r)
+		default:
+			http.NotFound(w, r)
+		}
+	})
+}
+
+// UnimplementedKernelServiceHandler returns CodeUnimplemented from all methods.
+type UnimplementedKernelServiceHandler struct{}
+
+func (UnimplementedKernelServiceHandler) ListKernels(context.Context, *connect.Request[v1.ListKernelsRequest]) (*connect.Response[v1.ListKernelsResponse], error) {
+	return nil, connect.NewError(connect.CodeUnimplemented, errors.New("banger.v1.KernelService.ListKernels is not implemented"))
+}
+
+func (UnimplementedKernelServiceHandler) GetKernel(context.Context, *connect.Request[v1.GetKernelRequest]) (*connect.Response[v1.GetKernelResponse], error) {
+	return nil, connect.NewError(connect.CodeUnimplemented, errors.New("banger.v1.KernelService.GetKernel is not implemented"))
+}
+
+func (UnimplementedKernelServiceHandler) PullKernel(context.Context, *connect.Request[v1.PullKernelRequest], *connect.ServerStream[v1.Event]) error {
+	return connect.NewError(connect.CodeUnimplemented, errors.New("banger.v1.KernelService.PullKernel is not implemented"))
+}
+
+func (UnimplementedKernelServiceHandler) ImportKernel(context.Context, *connect.Request[v1.ImportKernelRequest], *connect.ServerStream[v1.Event]) error {
+	return connect.NewError(connect.CodeUnimplemented, errors.New("banger.v1.KernelService.ImportKernel is not implemented"))
+}
+
+func (UnimplementedKernelServiceHandler) DeleteKernel(context.Context, *connect.Request[v1.DeleteKernelRequest]) (*connect.Response[v1.DeleteKernelResponse], error) {
+	return nil, connect.NewError(connect.CodeUnimplemented, errors.New("banger.v1.KernelService.DeleteKernel is not implemented"))
 }
 
 // SystemServiceClient is a client for the banger.v1.SystemService service.
 type SystemServiceClient interface {
 	// Status says who the daemon is and how it does.
 	Status(context.Context, *connect.Request[v1.StatusRequest]) (*connect.Response[v1.StatusResponse], error)
-	// Doctor checks what each backend and feature needs.
+	// Doctor checks what each backend and feature needs, and looks for what crashes have left.
 	Doctor(context.Context, *connect.Request[v1.DoctorRequest]) (*connect.Response[v1.DoctorResponse], error)
 	// Shutdown ends the daemon. VMs go on running.
 	Shutdown(context.Context, *connect.Request[v1.ShutdownRequest]) (*connect.Response[v1.ShutdownResponse], error)
@@ -1069,7 +1494,7 @@ func (c *systemServiceClient) Shutdown(ctx context.Context, req *connect.Request
 type SystemServiceHandler interface {
 	// Status says who the daemon is and how it does.
 	Status(context.Context, *connect.Request[v1.StatusRequest]) (*connect.Response[v1.StatusResponse], error)
-	// Doctor checks what each backend and feature needs.
+	// Doctor checks what each backend and feature needs, and looks for what crashes have left.
 	Doctor(context.Context, *connect.Request[v1.DoctorRequest]) (*connect.Response[v1.DoctorResponse], error)
 	// Shutdown ends the daemon. VMs go on running.
 	Shutdown(context.Context, *connect.Request[v1.ShutdownRequest]) (*connect.Response[v1.ShutdownResponse], error)
