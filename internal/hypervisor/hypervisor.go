@@ -25,6 +25,9 @@ type Machine struct {
 	Disks     []Disk
 	NIC       *NIC   // nil: no network device
 	Dir       string // existing private directory (0700) for the VMM's own files and sockets
+	// MemoryFile is where the guest's memory is, in a file of Memory bytes that is made if it is missing: what a VM needs
+	// that is to be saved. Empty: nowhere, it goes with the VMM.
+	MemoryFile string
 }
 
 // Disk is one raw disk image. The guest finds it by its serial (/sys/block/*/serial), never by its position.
@@ -95,11 +98,36 @@ type DiskGrower interface {
 type MemorySizer interface {
 	// SetMemory tells the guest to make do with a size in bytes, a multiple of 1 MiB, and returns at once: the guest follows
 	// by itself, as far as it can and wants to, and a paused one when it goes on. The machine's own size gives it all back.
+	// fault.Unsupported: its memory lies in a file, as that of a machine with a MemoryFile or of a restored one.
 	// What the guest has given up goes back to the host. fault.Invalid: a size that is not above 0, is odd, or more than
 	// the machine's.
 	SetMemory(ctx context.Context, size int64) error
 	// Memory says how many bytes the guest has at present.
 	Memory(ctx context.Context) (int64, error)
+}
+
+// Snapshot is what there is of a VM that was paused, but for its disks: these must be, byte for byte, what they were at
+// that moment, for the guest believes so.
+type Snapshot struct {
+	Memory string // path of the guest's memory: Machine.Memory bytes, holes for zeros
+	State  string // path of the state of CPUs and devices, in a format of the VMM's own
+}
+
+// Saver is what a VMM also is if its backend's Capabilities say Snapshot.
+type Saver interface {
+	// SaveState writes the state of the CPUs and devices of a paused VM, which was booted with a MemoryFile, to the new file
+	// path. Until the VM goes on, that file and its memory file are a snapshot of it. It can go on, and be saved again;
+	// its memory file is its memory still. fault.Precondition: it is not paused, or has no memory file.
+	SaveState(ctx context.Context, path string) error
+}
+
+// Restorer is what a Backend also is if its Capabilities say Snapshot.
+type Restorer interface {
+	// Restore starts a VMM with the VM of a snapshot, paused. The machine must be as it was, but for the paths of its disks,
+	// its NIC's connection and its directory; it has no MemoryFile. The guest's memory is the snapshot's, copied page by
+	// page as the guest writes: the snapshot stays as it is and serves any number of VMs. What the VMM refuses, for it was
+	// made by another version or for another machine, is fault.Corrupt; all else is as in Boot.
+	Restore(ctx context.Context, m Machine, s Snapshot) (VMM, error)
 }
 
 // Status is the state of the vCPUs.
@@ -135,7 +163,7 @@ type Capabilities struct {
 	Accelerator string // "kvm", "tcg", "none"
 	Version     string // of the VMM, as it reports it
 	Pause       bool
-	Snapshot    bool
+	Snapshot    bool // a VMM is a Saver and the backend a Restorer
 	Vsock       bool
 	GrowDisk    bool // a VMM is a DiskGrower
 	SizeMemory  bool // a VMM is a MemorySizer

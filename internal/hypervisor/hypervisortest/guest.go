@@ -74,6 +74,11 @@ func (s Suite) start(t *testing.T, m hypervisor.Machine) *guest {
 	if err != nil {
 		t.Fatalf("Boot() = %v", err)
 	}
+	return s.adopt(t, vmm)
+}
+
+// adopt takes over a VMM.
+func (s Suite) adopt(t *testing.T, vmm hypervisor.VMM) *guest {
 	g := &guest{VMM: vmm, t: t, answer: s.Answer, lines: bufio.NewReader(vmm.Link()), console: newTranscript(vmm.Console())}
 	t.Cleanup(func() {
 		g.end()

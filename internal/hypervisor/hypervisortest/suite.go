@@ -59,6 +59,8 @@ func Run(t *testing.T, s Suite) {
 		{"GrowDisk", Suite.growDisk},
 		{"SizeMemory", Suite.sizeMemory},
 		{"NIC", Suite.nic},
+		{"Snapshot", Suite.snapshot},
+		{"RestoreOfOddities", Suite.restoreOddities},
 		{"PauseResume", Suite.pauseResume},
 		{"Kill", Suite.kill},
 		{"KillPaused", Suite.killPaused},

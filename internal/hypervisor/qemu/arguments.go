@@ -25,11 +25,23 @@ type descriptors struct {
 	qmp, console, link int
 	nic                int // 0: none
 	disks              []int
+	memory             int // 0: the guest's memory is in no file
 }
 
-// arguments returns QEMU's command line, without the program's name. Nothing in it opens a file but the kernel and the
-// initramfs; sockets and disks are inherited, so that QEMU leaves nothing behind in the file system.
+// arguments returns QEMU's command line for a machine that boots, without the program's name. Nothing in it opens a file
+// but the kernel and the initramfs; sockets and disks are inherited, so that QEMU leaves nothing behind in the file system.
 func arguments(h Host, m hypervisor.Machine, fds descriptors) []string {
+	return append(board(h, m, fds, true), "-kernel", m.Kernel, "-initrd", m.Initramfs, "-append", Cmdline(h, m.Cmdline))
+}
+
+// restoreArguments returns the command line for a machine that waits for its state.
+func restoreArguments(h Host, m hypervisor.Machine, fds descriptors) []string {
+	return append(board(h, m, fds, false), "-S", "-incoming", "defer")
+}
+
+// board returns the part of the command line that makes the devices. shared: what the guest writes goes to the file that
+// its memory is in; else that file stays as it is.
+func board(h Host, m hypervisor.Machine, fds descriptors, shared bool) []string {
 	args := []string{
 		"-name", "guest=" + escape("banger-"+m.ID+"-"+m.Name),
 		// Interrupt controller and timer of the PC are left out: the APIC does all. The clock chip stays: without it a
@@ -41,9 +53,14 @@ func arguments(h Host, m hypervisor.Machine, fds descriptors) []string {
 		"-m", strconv.FormatInt(m.Memory>>20, 10) + "M",
 		"-smp", strconv.Itoa(m.VCPUs),
 	}
+	if fds.memory != 0 {
+		args = append(args, "-machine", "memory-backend=memory", "-object", fmt.Sprintf(
+			"memory-backend-file,id=memory,size=%dM,mem-path=/proc/self/fd/%d,share=%s", m.Memory>>20, fds.memory, onOff(shared)))
+	} else {
+		args = append(args, "-device", balloonDevice)
+	}
 	args = append(args, processor(h)...)
 	args = append(args,
-		"-kernel", m.Kernel, "-initrd", m.Initramfs, "-append", Cmdline(h, m.Cmdline),
 		"-chardev", fmt.Sprintf("socket,id=qmp,fd=%d", fds.qmp), "-mon", "chardev=qmp,mode=control",
 		"-chardev", fmt.Sprintf("socket,id=console,fd=%d", fds.console), "-serial", "chardev:console",
 		"-device", "virtio-serial-device,max_ports=2",
@@ -51,7 +68,6 @@ func arguments(h Host, m hypervisor.Machine, fds descriptors) []string {
 		"-device", "virtserialport,chardev=link,name="+linkPort,
 		"-object", "rng-builtin,id=rng", "-device", "virtio-rng-device,rng=rng",
 		"-device", "vmgenid,guid=auto",
-		"-device", balloonDevice,
 	)
 	for i, d := range m.Disks {
 		args = append(args, disk(i, d, fds.disks[i])...)

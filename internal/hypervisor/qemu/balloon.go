@@ -3,6 +3,7 @@ package qemu
 import (
 	"context"
 
+	"banger/internal/fault"
 	"banger/internal/hypervisor"
 )
 
@@ -13,6 +14,10 @@ func (v *vmm) SetMemory(ctx context.Context, size int64) error {
 	if err := v.machine.CheckMemory(size); err != nil {
 		return err
 	}
+	if v.mapped {
+		return fault.New(fault.Unsupported, "set the memory of the VM: it lies in a file").
+			WithHint("give the size when the VM is made")
+	}
 	return v.execute(ctx, "set the memory of", "balloon", struct {
 		Value int64 `json:"value"`
 	}{size}, nil)
@@ -20,6 +25,9 @@ func (v *vmm) SetMemory(ctx context.Context, size int64) error {
 
 // Memory implements [hypervisor.MemorySizer].
 func (v *vmm) Memory(ctx context.Context) (int64, error) {
+	if v.mapped {
+		return v.machine.Memory, nil
+	}
 	var answer struct {
 		Actual int64 `json:"actual"`
 	}

@@ -48,6 +48,7 @@ func (b *Backend) Capabilities() hypervisor.Capabilities {
 		Accelerator: string(b.host.Accelerator),
 		Version:     b.host.Version,
 		Pause:       true,
+		Snapshot:    true,
 		GrowDisk:    true,
 		SizeMemory:  true,
 		MaxVCPUs:    microvm.MaxVCPUs,
@@ -56,28 +57,56 @@ func (b *Backend) Capabilities() hypervisor.Capabilities {
 
 // Boot starts QEMU and returns when it answers QMP and its vCPUs run.
 func (b *Backend) Boot(ctx context.Context, m hypervisor.Machine) (hypervisor.VMM, error) {
-	if m.NIC != nil && m.NIC.Conn != nil {
-		defer m.NIC.Conn.Close() //nolint:errcheck // QEMU has its own copy by then
+	p := process{arguments: arguments}
+	if m.MemoryFile != "" {
+		var err error
+		if p.memory, err = makeMemory(m.MemoryFile, m.Memory); err != nil {
+			closeNIC(m)
+			return nil, fmt.Errorf("boot %s: %w", m.ID, err)
+		}
+		defer p.memory.Close() //nolint:errcheck // QEMU has its own copy by then
 	}
-	if err := ctx.Err(); err != nil {
+	v, err := b.launch(ctx, m, p)
+	if err != nil {
 		return nil, fmt.Errorf("boot %s: %w", m.ID, err)
+	}
+	return v, nil
+}
+
+// process is what distinguishes one start of QEMU from another, besides its machine.
+type process struct {
+	arguments func(Host, hypervisor.Machine, descriptors) []string
+	memory    *os.File // what holds the guest's memory; nil: no file
+}
+
+// launch starts QEMU and returns when it answers QMP. It closes the machine's end of the network.
+func (b *Backend) launch(ctx context.Context, m hypervisor.Machine, p process) (*vmm, error) {
+	defer closeNIC(m) // QEMU has its own copy by then
+	if err := ctx.Err(); err != nil {
+		return nil, err
 	}
 	if err := b.check(m); err != nil {
 		return nil, err
 	}
 	disks, err := m.OpenFiles()
 	if err != nil {
-		return nil, fmt.Errorf("boot %s: %w", m.ID, err)
+		return nil, err
 	}
 	defer closeAll(disks)
-	v, err := b.start(m, disks)
+	v, err := b.start(m, p, disks)
 	if err != nil {
-		return nil, fmt.Errorf("boot %s: %w", m.ID, err)
+		return nil, err
 	}
 	if err := v.qmp.negotiate(ctx); err != nil {
-		return nil, fmt.Errorf("boot %s: %w", m.ID, v.abandon(err))
+		return nil, v.abandon(err)
 	}
 	return v, nil
+}
+
+func closeNIC(m hypervisor.Machine) {
+	if m.NIC != nil && m.NIC.Conn != nil {
+		_ = m.NIC.Conn.Close()
+	}
 }
 
 func (b *Backend) check(m hypervisor.Machine) error {
@@ -94,8 +123,8 @@ func (b *Backend) check(m hypervisor.Machine) error {
 	return nil
 }
 
-// start starts QEMU. The disks are the caller's to close.
-func (b *Backend) start(m hypervisor.Machine, disks []*os.File) (_ *vmm, err error) {
+// start starts QEMU. All files are the caller's to close.
+func (b *Backend) start(m hypervisor.Machine, p process, disks []*os.File) (_ *vmm, err error) {
 	for _, path := range []*string{&m.Kernel, &m.Initramfs} {
 		if *path, err = filepath.Abs(*path); err != nil {
 			return nil, err
@@ -121,19 +150,24 @@ func (b *Backend) start(m hypervisor.Machine, disks []*os.File) (_ *vmm, err err
 	}
 	const first = 3 // descriptor number of the first inherited file
 	inherited = append(inherited, theirs...)
-	fds := descriptors{qmp: first, console: first + 1, link: first + 2}
+	inherit := func(f *os.File) int {
+		if f == nil {
+			return 0
+		}
+		inherited = append(inherited, f)
+		return first + len(inherited) - 1
+	}
+	fds := descriptors{qmp: first, console: first + 1, link: first + 2, memory: inherit(p.memory)}
 	if m.NIC != nil {
-		fds.nic = first + len(inherited)
-		inherited = append(inherited, m.NIC.Conn)
+		fds.nic = inherit(m.NIC.Conn)
 	}
 	for _, d := range disks {
-		fds.disks = append(fds.disks, first+len(inherited))
-		inherited = append(inherited, d)
+		fds.disks = append(fds.disks, inherit(d))
 	}
 	stderr := &tail{}
 	proc, err := hostexec.Start(hostexec.Cmd{
 		Path:   b.host.Binary,
-		Args:   arguments(b.host, m, fds),
+		Args:   p.arguments(b.host, m, fds),
 		Env:    []string{"PATH=/usr/bin:/bin"}, // QEMU runs what a hostile guest gives it: it gets no secrets
 		Dir:    m.Dir,
 		Stderr: stderr,
@@ -143,6 +177,7 @@ func (b *Backend) start(m hypervisor.Machine, disks []*os.File) (_ *vmm, err err
 		return nil, startFault(err)
 	}
 	v := newVMM(m, proc, stderr, ours[0], ours[1], ours[2])
+	v.mapped = p.memory != nil
 	go v.qmp.run()
 	go v.reap()
 	return v, nil

@@ -9,7 +9,9 @@ import (
 	"fmt"
 	"io"
 	"net"
+	"os"
 	"sync"
+	"syscall"
 	"time"
 
 	"banger/internal/fault"
@@ -184,6 +186,11 @@ func (c *client) negotiate(ctx context.Context) error {
 // execute runs one command and decodes its answer into result, unless that is nil. A refusal is a *qmpError; an ended
 // connection is errDisconnected. A command whose context ends may still take effect.
 func (c *client) execute(ctx context.Context, command string, arguments, result any) error {
+	return c.executeWith(ctx, command, arguments, result, nil)
+}
+
+// executeWith is execute with a file that goes along, unless it is nil.
+func (c *client) executeWith(ctx context.Context, command string, arguments, result any, file *os.File) error {
 	id, answer := c.expect()
 	defer c.forget(id)
 	line, err := json.Marshal(struct {
@@ -194,7 +201,7 @@ func (c *client) execute(ctx context.Context, command string, arguments, result 
 	if err != nil {
 		return fmt.Errorf("QMP %s: %w", command, err)
 	}
-	if err := c.write(ctx, append(line, '\n')); err != nil {
+	if err := c.write(ctx, append(line, '\n'), file); err != nil {
 		return fmt.Errorf("QMP %s: %w", command, err)
 	}
 	select {
@@ -231,7 +238,7 @@ func (c *client) forget(id int64) {
 	delete(c.waiting, id)
 }
 
-func (c *client) write(ctx context.Context, line []byte) error {
+func (c *client) write(ctx context.Context, line []byte, file *os.File) error {
 	select {
 	case c.writing <- struct{}{}:
 		defer func() { <-c.writing }()
@@ -243,10 +250,26 @@ func (c *client) write(ctx context.Context, line []byte) error {
 	if err := c.conn.SetWriteDeadline(time.Now().Add(writeTimeout)); err != nil {
 		return errDisconnected
 	}
-	if _, err := c.conn.Write(line); err != nil {
+	if err := c.send(line, file); err != nil {
 		// Part of the line may be out: what follows would not be understood.
 		_ = c.conn.Close()
 		return fmt.Errorf("%w: %w", errDisconnected, err)
 	}
 	return nil
+}
+
+func (c *client) send(line []byte, file *os.File) error {
+	if file == nil {
+		_, err := c.conn.Write(line)
+		return err
+	}
+	conn, ok := c.conn.(*net.UnixConn)
+	if !ok {
+		return errors.New("files travel over unix sockets only")
+	}
+	n, _, err := conn.WriteMsgUnix(line, syscall.UnixRights(int(file.Fd())), nil) //nolint:gosec // a descriptor is a small number
+	if err == nil && n < len(line) {
+		err = io.ErrShortWrite
+	}
+	return err
 }

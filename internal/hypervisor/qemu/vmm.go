@@ -5,6 +5,7 @@ import (
 	"errors"
 	"fmt"
 	"net"
+	"os"
 	"strings"
 	"sync"
 	"time"
@@ -20,6 +21,7 @@ const orphanGrace = 5 * time.Second
 // vmm is one QEMU process.
 type vmm struct {
 	machine       hypervisor.Machine
+	mapped        bool // the guest's memory lies in a file; such a VM has no balloon
 	proc          *hostexec.Process
 	stderr        *tail
 	qmp           *client
@@ -162,12 +164,17 @@ func (v *vmm) GrowDisk(ctx context.Context, serial string, size int64) error {
 
 // execute runs a QMP command for a method of the VMM; what says in words what is being done.
 func (v *vmm) execute(ctx context.Context, what, command string, arguments, result any) error {
+	return v.executeWith(ctx, what, command, arguments, result, nil)
+}
+
+// executeWith is execute with a file that goes along.
+func (v *vmm) executeWith(ctx context.Context, what, command string, arguments, result any, file *os.File) error {
 	select {
 	case <-v.done:
 		return v.endedFault(what)
 	default:
 	}
-	err := v.qmp.execute(ctx, command, arguments, result)
+	err := v.qmp.executeWith(ctx, command, arguments, result, file)
 	if errors.Is(err, errDisconnected) {
 		select {
 		case <-v.done:
