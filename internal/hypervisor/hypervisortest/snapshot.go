@@ -16,6 +16,7 @@ import (
 
 // saved is a VM that was saved, and is gone.
 type saved struct {
+	suite   Suite
 	machine hypervisor.Machine // without what only a boot needs
 	hypervisor.Snapshot
 	count int // of the guest, before it was paused
@@ -23,7 +24,7 @@ type saved struct {
 
 // save boots a machine with a disk, lets its guest know something, and saves it twice: the VM goes on in between, and the
 // second is what counts.
-func (s Suite) save(t *testing.T) saved {
+func save(t *testing.T, s Suite) saved {
 	t.Helper()
 	b := s.Backend(t)
 	_, restores := b.(hypervisor.Restorer)
@@ -46,7 +47,7 @@ func (s Suite) save(t *testing.T) saved {
 		t.Errorf("SaveState of a running VM = %v, want a fault of kind %s", err, fault.Precondition)
 	}
 	for i := range 2 {
-		out := saved{machine: m, Snapshot: hypervisor.Snapshot{Memory: m.MemoryFile, State: state}, count: g.count()}
+		out := saved{suite: s, machine: m, Snapshot: hypervisor.Snapshot{Memory: m.MemoryFile, State: state}, count: g.count()}
 		if err := g.Pause(t.Context()); err != nil {
 			t.Fatal(err)
 		}
@@ -80,17 +81,17 @@ func (s Suite) save(t *testing.T) saved {
 }
 
 // restore starts a copy of a VM that was saved, with a disk of its own.
-func (s Suite) restore(t *testing.T, from saved) *guest {
+func (from saved) restore(t *testing.T) *guest {
 	t.Helper()
 	m := from.machine
 	m.Dir = t.TempDir()
 	m.Disks = []hypervisor.Disk{{Serial: "work", Path: newDisk(t, "work\n")}}
 	began := time.Now()
-	vmm, err := s.Backend(t).(hypervisor.Restorer).Restore(t.Context(), m, from.Snapshot) //nolint:forcetypeassert // save saw it
+	vmm, err := from.suite.Backend(t).(hypervisor.Restorer).Restore(t.Context(), m, from.Snapshot) //nolint:forcetypeassert // save saw it
 	if err != nil {
 		t.Fatalf("Restore() = %v", err)
 	}
-	g := s.adopt(t, vmm)
+	g := from.suite.adopt(t, vmm)
 	if st, err := g.Status(t.Context()); err != nil || st != hypervisor.Paused {
 		t.Fatalf("Status() of a restored VM = %s, %v, want %s", st, err, hypervisor.Paused)
 	}
@@ -108,9 +109,9 @@ func (s Suite) restore(t *testing.T, from saved) *guest {
 // snapshot: a VM that was saved goes on as many times as one likes, two at once among them, each with a memory and a disk
 // of its own, and the snapshot stays as it is.
 func (s Suite) snapshot(t *testing.T) {
-	from := s.save(t)
+	from := save(t, s)
 	before := sum(t, from.Snapshot)
-	one, two := s.restore(t, from), s.restore(t, from)
+	one, two := from.restore(t), from.restore(t)
 	one.want("ok", "write work first")
 	two.want("ok", "write work second")
 	one.want("first", "read work")
@@ -125,7 +126,7 @@ func (s Suite) snapshot(t *testing.T) {
 		t.Errorf("SaveState of a VM whose memory is in no file of its own = %v, want a fault of kind %s", err, fault.Precondition)
 	}
 	two.end()
-	s.restore(t, from).want("work", "read work")
+	from.restore(t).want("work", "read work")
 	if after := sum(t, from.Snapshot); !bytes.Equal(before, after) {
 		t.Error("the snapshot has changed")
 	}
@@ -133,7 +134,7 @@ func (s Suite) snapshot(t *testing.T) {
 
 // restoreOddities: what cannot be restored is refused, and leaves nothing behind.
 func (s Suite) restoreOddities(t *testing.T) {
-	from := s.save(t)
+	from := save(t, s)
 	b := s.Backend(t).(hypervisor.Restorer) //nolint:forcetypeassert // save saw it
 	good, err := os.ReadFile(from.State)
 	if err != nil {
