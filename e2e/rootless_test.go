@@ -45,8 +45,10 @@ func newPlain(t *testing.T) plain {
 	}
 	t.Cleanup(p.takeDown)
 	copies := [][2]string{
-		{shared.bin, "bin"}, {shared.seed + "/state/banger/images", "state/banger/images"},
-		{shared.seed + "/state/banger/kernels", "state/banger/kernels"}, {shared.seed + "/cache/banger/initramfs", "cache/banger/initramfs"},
+		{shared.bin, "bin"},
+		{shared.seed + "/state/banger/images", "state/banger/images"},
+		{shared.seed + "/state/banger/kernels", "state/banger/kernels"},
+		{shared.seed + "/cache/banger/initramfs", "cache/banger/initramfs"},
 	}
 	for _, c := range copies {
 		to := filepath.Join(p.dir, c[1])

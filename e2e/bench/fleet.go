@@ -39,7 +39,7 @@ func newFleet(ctx context.Context, bin string, n, running int) (_ *fleet, err er
 	f := &fleet{bin: bin}
 	defer func() {
 		if err != nil {
-			f.close()
+			f.close() //nolint:contextcheck // must end whatever became of the context
 		}
 	}()
 	if f.home, err = os.MkdirTemp("", "bf"); err != nil {
@@ -206,12 +206,12 @@ func manyVMs(ctx context.Context, _ *bed, rounds int) ([]figure, error) {
 	if err != nil {
 		return nil, err
 	}
-	defer empty.close()
+	defer empty.close() //nolint:contextcheck // must end whatever became of the context
 	full, err := newFleet(ctx, bin, fleetVMs, fleetRunning)
 	if err != nil {
 		return nil, err
 	}
-	defer full.close()
+	defer full.close() //nolint:contextcheck // likewise
 	start, err := daemonStart(ctx, full, empty, rounds)
 	if err != nil {
 		return nil, err

@@ -133,6 +133,7 @@ func knob(c Controller, version int, value int64) (name, text string) {
 			return "blkio.bfq.weight", strconv.FormatInt(min(value, 1000), 10)
 		case Memory:
 			return "memory.limit_in_bytes", strconv.FormatInt(value, 10)
+		case Pids: // as in version 2
 		}
 	}
 	text = strconv.FormatInt(value, 10)

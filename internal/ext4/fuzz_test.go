@@ -77,8 +77,10 @@ func fuzzImages(f testing.TB) (images [][]byte) {
 		f.Fatal(err)
 	}
 	for _, args := range [][]string{
-		{"-O", "^metadata_csum,^has_journal"}, {"-O", "^extent,^64bit,^metadata_csum,^has_journal"},
-		{"-O", "inline_data,^metadata_csum,^has_journal", "-I", "256"}, {"-O", "meta_bg,^resize_inode,^metadata_csum,^has_journal"},
+		{"-O", "^metadata_csum,^has_journal"},
+		{"-O", "^extent,^64bit,^metadata_csum,^has_journal"},
+		{"-O", "inline_data,^metadata_csum,^has_journal", "-I", "256"},
+		{"-O", "meta_bg,^resize_inode,^metadata_csum,^has_journal"},
 	} {
 		image, err := os.ReadFile(mkfs(f, dir, "256K", append(args, "-b", "1024", "-N", "64")...))
 		if err != nil {

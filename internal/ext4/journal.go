@@ -133,21 +133,31 @@ func (j *journal) block(logical uint32) (at uint64, p []byte, err error) {
 	return r.block, p, err
 }
 
+// place is where a reader of the log is.
+type place struct {
+	block uint32
+	left  uint32 // blocks until it has been all round
+}
+
+// advance goes to the next block, and reports false once all have been seen.
+func (j *journal) advance(at *place) bool {
+	if at.block++; at.block >= j.end {
+		at.block = j.first
+	}
+	at.left--
+	return at.left > 0
+}
+
 // scan reads the log from its start and passes on every transaction that was committed. It ends where the log does: at a
 // block that is not the expected one.
 func (j *journal) scan(committed func(transaction) error) error {
-	if j.start == 0 {
+	if j.start == 0 || j.end <= j.first {
 		return nil
 	}
-	pos := j.start
-	advance := func() {
-		if pos++; pos >= j.end {
-			pos = j.first
-		}
-	}
+	at := place{block: j.start, left: j.end - j.first}
 	t := transaction{sequence: j.sequence, blocks: map[uint64]journalBlock{}}
-	for left := j.end - j.first; left > 0; left-- {
-		_, p, err := j.block(pos)
+	for more := true; more; {
+		_, p, err := j.block(at.block)
 		if err != nil {
 			return err
 		}
@@ -155,24 +165,14 @@ func (j *journal) scan(committed func(transaction) error) error {
 		if be.Uint32(p) != journalMagic || be.Uint32(p[8:]) != t.sequence {
 			return nil
 		}
-		advance()
+		more = j.advance(&at)
 		switch be.Uint32(p[4:]) {
 		case journalDescriptor:
-			if !j.checkTail(p) {
+			if !more || !j.checkTail(p) {
 				return nil
 			}
-			tags, err := j.tags(p)
-			if err != nil {
+			if more, err = j.describe(&t, p, &at); err != nil {
 				return err
-			}
-			for _, tag := range tags {
-				if left--; left == 0 {
-					return nil // longer than the journal: never committed
-				}
-				if err := j.take(&t, tag, pos); err != nil {
-					return err
-				}
-				advance()
 			}
 		case journalRevoke:
 			if !j.checkTail(p) {
@@ -197,6 +197,24 @@ func (j *journal) scan(committed func(transaction) error) error {
 		}
 	}
 	return nil
+}
+
+// describe takes the blocks that follow a descriptor, and reports false if they end the log: such a transaction was never
+// committed.
+func (j *journal) describe(t *transaction, descriptor []byte, at *place) (more bool, err error) {
+	tags, err := j.tags(descriptor)
+	if err != nil {
+		return false, err
+	}
+	for _, tag := range tags {
+		if err := j.take(t, tag, at.block); err != nil {
+			return false, err
+		}
+		if !j.advance(at) {
+			return false, nil
+		}
+	}
+	return true, nil
 }
 
 // tag says which block of the filesystem a block of the journal is for.

@@ -48,7 +48,7 @@ func serveWatched(t *testing.T) guestWithMain {
 	t.Cleanup(func() {
 		_ = s.Close()
 		cancel()
-		<-served
+		_ = <-served
 	})
 	g.client = guestlink.NewClient(s)
 	return g

@@ -164,7 +164,11 @@ func (e Entry) validate() error {
 		form  *regexp.Regexp
 	}{
 		{[]string{e.Suite, e.Variant}, word},
-		{e.Packages, word}, {e.Mask, word}, {e.Remove, glob}, {e.Exclude, glob}, {slices.Collect(maps.Keys(e.Files)), glob},
+		{e.Packages, word},
+		{e.Mask, word},
+		{e.Remove, glob},
+		{e.Exclude, glob},
+		{slices.Collect(maps.Keys(e.Files)), glob},
 	} {
 		for _, w := range list.words {
 			if w != "" && !list.form.MatchString(w) || strings.Contains(w, "/../") || strings.HasSuffix(w, "/..") {

@@ -13,7 +13,7 @@ import (
 	"github.com/ulikunitz/xz/lzma"
 )
 
-var errSize = errors.New("absurd size") //nolint:gochecknoglobals // sentinel
+var errSize = errors.New("absurd size")
 
 // decompress unpacks a payload. But for those that need none and gzip, payloads end with the unpacked size in four bytes,
 // which are not part of the data (scripts/Makefile.lib, size_append).

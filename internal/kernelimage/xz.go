@@ -12,7 +12,7 @@ import (
 // maxDict bounds the dictionary of LZMA data, in bytes: kernels use 32 MiB (scripts/xz_wrap.sh).
 const maxDict = 64 << 20
 
-var errXZ = errors.New("damaged XZ data") //nolint:gochecknoglobals // sentinel
+var errXZ = errors.New("damaged XZ data")
 
 // Filters of a block (xz-file-format.txt, 5.3).
 const (

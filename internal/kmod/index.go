@@ -97,10 +97,11 @@ func (x *index) files(builtin string) map[string][]byte {
 	softdep.WriteString("# Soft dependencies extracted from modules themselves.\n")
 	devname.WriteString("# Device nodes to trigger on-demand module loading.\n")
 	for i, m := range x.modules {
-		line := m.path + ":"
+		words := []string{m.path + ":"}
 		for _, d := range x.closure(m) {
-			line += " " + d.path
+			words = append(words, d.path)
 		}
+		line := strings.Join(words, " ")
 		dep.WriteString(line + "\n")
 		depTrie.insert(m.name, line, i)
 		for _, a := range m.aliases {

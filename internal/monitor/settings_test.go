@@ -27,9 +27,6 @@ func (v *balloonVMM) SetMemory(_ context.Context, size int64) error {
 
 func (v *balloonVMM) Memory(context.Context) (int64, error) {
 	v.size = max(v.size-v.step, v.target, v.least)
-	if v.target > v.size {
-		v.size = v.target
-	}
 	return v.size, nil
 }
 

@@ -25,7 +25,7 @@ func TestProcesses(t *testing.T) {
 		if err != nil {
 			t.Fatal(err)
 		}
-		defer f.Close() //nolint:errcheck // test
+		t.Cleanup(func() { _ = f.Close() })
 		files = append(files, f)
 	}
 	bystander, err := hostexec.Start(hostexec.Cmd{Path: "sleep", Args: []string{"1000"}, Files: files})

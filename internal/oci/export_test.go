@@ -6,7 +6,7 @@ import (
 	"context"
 	"errors"
 	"io"
-	"log"
+	"log/slog"
 	"maps"
 	"net/http/httptest"
 	"os"
@@ -124,7 +124,7 @@ func TestWriteArchive(t *testing.T) {
 
 func TestPush(t *testing.T) {
 	t.Parallel()
-	server := httptest.NewServer(registry.New(registry.Logger(log.New(io.Discard, "", 0))))
+	server := httptest.NewServer(registry.New(registry.Logger(slog.NewLogLogger(slog.DiscardHandler, slog.LevelInfo))))
 	defer server.Close()
 	client := oci.New(oci.Options{CacheDir: t.TempDir()})
 	ref := strings.TrimPrefix(server.URL, "http://") + "/team/made:2"

@@ -212,21 +212,25 @@ func TestRefused(t *testing.T) {
 	cancel()
 	tests := []struct {
 		name string
-		ctx  context.Context
+		gone bool // the caller is
 		root Root
 		o    Options
 		ok   func(error) bool
 	}{
-		{"entries", t.Context(), Root{Base: base}, Options{MaxEntries: 1}, func(err error) bool { return fault.Is(err, fault.Unsupported) }},
-		{"bytes", t.Context(), Root{Base: base}, Options{MaxBytes: 4}, func(err error) bool { return fault.Is(err, fault.Unsupported) }},
-		{"loop", t.Context(), Root{base, loop, "up", nil}, Options{}, func(err error) bool { return fault.Is(err, fault.Corrupt) }},
-		{"no content", t.Context(), Root{base, bare, "up", nil}, Options{}, func(err error) bool { return fault.Is(err, fault.Corrupt) }},
-		{"no upper", t.Context(), Root{base, bare, "none", nil}, Options{}, func(err error) bool { return fault.Is(err, fault.Corrupt) }},
-		{"cancelled", canceled, Root{Base: base}, Options{}, func(err error) bool { return errors.Is(err, context.Canceled) }},
-		{"redirect", t.Context(), Root{base, away, "up", nil}, Options{}, func(err error) bool { return err == nil }}, // finds nothing
+		{"entries", false, Root{Base: base}, Options{MaxEntries: 1}, func(err error) bool { return fault.Is(err, fault.Unsupported) }},
+		{"bytes", false, Root{Base: base}, Options{MaxBytes: 4}, func(err error) bool { return fault.Is(err, fault.Unsupported) }},
+		{"loop", false, Root{base, loop, "up", nil}, Options{}, func(err error) bool { return fault.Is(err, fault.Corrupt) }},
+		{"no content", false, Root{base, bare, "up", nil}, Options{}, func(err error) bool { return fault.Is(err, fault.Corrupt) }},
+		{"no upper", false, Root{base, bare, "none", nil}, Options{}, func(err error) bool { return fault.Is(err, fault.Corrupt) }},
+		{"cancelled", true, Root{Base: base}, Options{}, func(err error) bool { return errors.Is(err, context.Canceled) }},
+		{"redirect", false, Root{base, away, "up", nil}, Options{}, func(err error) bool { return err == nil }}, // finds nothing
 	}
 	for _, tt := range tests {
-		if err := WriteTar(tt.ctx, io.Discard, tt.root, tt.o); !tt.ok(err) {
+		ctx := t.Context()
+		if tt.gone {
+			ctx = canceled
+		}
+		if err := WriteTar(ctx, io.Discard, tt.root, tt.o); !tt.ok(err) {
 			t.Errorf("%s: got %v", tt.name, err)
 		}
 	}
