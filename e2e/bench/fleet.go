@@ -116,7 +116,7 @@ func (f *fleet) sow() error {
 		"images/blobs/sha256/" + sum + ".json": map[string]any{"size": len("an image")},
 		"images/names/dummy.json":              map[string]any{"digest": "sha256:" + sum},
 		"kernels/dummy/manifest.json": map[string]any{
-			"format": 1, "name": "dummy", "release": "1", "digest": "sha256:" + sum, "files": map[string]string{"vmlinuz": "", "modules.ext4": ""},
+			"format": 1, "name": "dummy", "release": "1", "digest": "sha256:" + sum, "files": map[string]string{"vmlinuz": "sha256:" + sum, "modules.ext4": "sha256:" + sum},
 		},
 		"kernels/dummy/vmlinuz":                "a kernel",
 		"kernels/dummy/modules.ext4":           "modules",
