@@ -3,8 +3,7 @@
 package e2e
 
 import (
-	"io"
-	"log"
+	"log/slog"
 	"net/http/httptest"
 	"os/exec"
 	"strings"
@@ -19,14 +18,21 @@ import (
 	"github.com/rogpeppe/go-internal/testscript"
 )
 
-// cmdRegistry: registry VARIABLE starts an empty registry on loopback that lasts as long as the scenario, and sets the
-// variable to its address.
+// cmdRegistry: registry VARIABLE [FILE] starts an empty registry on loopback that lasts as long as the scenario, and sets
+// the variable to its address. As long as the file is there, whoever fetches a layer gets its first MiB and then waits.
 func cmdRegistry(ts *testscript.TestScript, _ bool, args []string) {
-	if len(args) != 1 {
-		ts.Fatalf("usage: registry VARIABLE")
+	if len(args) < 1 || len(args) > 2 {
+		ts.Fatalf("usage: registry VARIABLE [FILE]")
 	}
-	server := httptest.NewServer(registry.New(registry.Logger(log.New(io.Discard, "", 0))))
-	ts.Defer(server.Close)
+	handler := registry.New(registry.Logger(slog.NewLogLogger(slog.DiscardHandler, slog.LevelInfo)))
+	if len(args) == 2 {
+		handler = stalling(handler, ts.MkAbs(args[1]))
+	}
+	server := httptest.NewServer(handler)
+	ts.Defer(func() {
+		server.CloseClientConnections() // a request that waits ends
+		server.Close()
+	})
 	ts.Setenv(args[0], strings.TrimPrefix(server.URL, "http://"))
 }
 

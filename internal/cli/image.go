@@ -28,6 +28,7 @@ type imageView struct {
 	HasSystemd bool            `json:"has_systemd"`
 	Registered bool            `json:"registered"`
 	Path       string          `json:"path"`
+	Kernel     string          `json:"kernel"` // empty: the default
 	Config     imageConfigView `json:"config"`
 }
 
@@ -61,7 +62,7 @@ func viewImage(im *bangerv1.Image) imageView {
 		Name: im.GetName(), Digest: im.GetDigest(), Present: im.GetDigest() != "", imageSizes: imageSizes{im.GetSize(), im.GetUniqueSize(), im.GetSharedSize()},
 		CreatedAt: stamp(im.GetCreatedAt()), Source: im.GetSource(), Users: texts(im.GetUsers()),
 		Damaged: im.GetDamaged(), Manifest: im.GetManifest(), Platform: im.GetPlatform(), HasSystemd: im.GetHasSystemd(),
-		Registered: im.GetRegistered(), Path: im.GetPath(),
+		Registered: im.GetRegistered(), Path: im.GetPath(), Kernel: im.GetKernel(),
 		Config: imageConfigView{
 			Entrypoint: texts(c.GetEntrypoint()), Cmd: texts(c.GetCmd()), Env: texts(c.GetEnv()), WorkDir: c.GetWorkdir(), User: c.GetUser(),
 			Labels: labels, ExposedPorts: texts(c.GetExposedPorts()), Volumes: texts(c.GetVolumes()), StopSignal: c.GetStopSignal(),

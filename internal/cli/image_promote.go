@@ -12,12 +12,15 @@ import (
 func newImagePromote(a *app) *cobra.Command {
 	req := &bangerv1.PromoteImageRequest{}
 	cmd := &cobra.Command{
-		Use:   "promote <vm>",
-		Short: "Make an image of a VM",
+		Use:   "promote <vm or registered image>",
+		Short: "Make an image of a VM, or copy a registered one into the store",
 		Long: `Make an image of a VM that does not run: the VM's image with all that was changed since, and the VM's /root, with whatever
 secrets are in it, unless --no-home is given. The VM stays as it is. Host name, machine id and name servers are again those of
 the VM's image; what container engines keep in /var/lib (docker, containerd, containers) is not part of a VM's root and is left
-out.`,
+out.
+
+A registered image is copied: it keeps its name, and the file that was registered is not needed any more, except by VMs that
+run.`,
 		Example:           "  banger vm stop devbox\n  banger image promote devbox --name devtools\n  banger run --image devtools",
 		Args:              oneVM,
 		ValidArgsFunction: completer{a}.oneVM,

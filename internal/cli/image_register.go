@@ -16,9 +16,14 @@ func newImageRegister(a *app) *cobra.Command {
 		Use:   "register --name <name> --rootfs <file>",
 		Short: "Make an image of a file that stays where it is",
 		Long: `Make an image of a file with an ext4 file system, which stays where it is and is not copied. The file must not change:
-that it is still there, with the size and time that it had, is checked whenever it is used.`,
-		Example: "  banger image register --name mine --rootfs ./rootfs.ext4",
-		Args:    noArgs,
+that it is still there, with the size and time that it had, is checked whenever it is used. banger image promote copies it.
+
+An image that needs a kernel of its own names it with --kernel-ref: its VMs boot with that unless they are given --kernel. Import
+the kernel first.`,
+		Example: `  banger image register --name mine --rootfs ./rootfs.ext4
+  banger kernel import --name custom ./bzImage
+  banger image register --name mine --rootfs ./rootfs.ext4 --kernel-ref custom`,
+		Args: noArgs,
 		RunE: func(cmd *cobra.Command, _ []string) error {
 			return runImageRegister(cmd.Context(), a, req)
 		},
@@ -26,7 +31,9 @@ that it is still there, with the size and time that it had, is checked whenever 
 	}
 	cmd.Flags().StringVar(&req.Name, "name", "", "what to call it")
 	cmd.Flags().StringVar(&req.Rootfs, "rootfs", "", "file with an ext4 file system")
+	cmd.Flags().StringVar(&req.Kernel, "kernel-ref", "", "kernel that it boots with (default: the configured one)")
 	complete(cmd, "name", noCompletion)
+	complete(cmd, "kernel-ref", completer{a}.kernels)
 	return cmd
 }
 

@@ -86,6 +86,7 @@ func writeImage(w io.Writer, v imageView, now time.Time) error {
 	add("manifest", v.Manifest)
 	add("platform", v.Platform)
 	add("path", v.Path)
+	add("kernel", v.Kernel)
 	add("used by", strings.Join(v.Users, ", "))
 	if v.HasSystemd {
 		add("init", "systemd")

@@ -151,6 +151,15 @@ func toImage(im images.Image) machines.Image {
 	}
 }
 
+// KernelOf implements machines.Sources.
+func (s sources) KernelOf(image string) string {
+	im, err := s.images.Get(image)
+	if err != nil {
+		return "" // as documented: whoever makes the image present tells what is wrong
+	}
+	return im.Kernel
+}
+
 // Kernel implements machines.Sources.
 func (s sources) Kernel(ctx context.Context, name string, report progress.Sink) (machines.Kernel, error) {
 	k, err := s.kernels.Ensure(ctx, name, report)

@@ -53,7 +53,7 @@ const buildSpace = 1200 << 20
 func (s *Store) build(ctx context.Context, e Entry, sink progress.Sink) (Image, error) {
 	err := s.depot.Do(ctx, sink, depot.Job{
 		Key:  fileOf(e.Name),
-		Have: func() (bool, error) { return s.present(e.Name), nil },
+		Have: func() (bool, error) { return present(&s.shelf, e.Name), nil },
 		Make: func(ctx context.Context, work string, sink progress.Sink) error {
 			end := sink.Stage("build image " + e.Name)
 			err := s.buildIn(ctx, e, work, sink)

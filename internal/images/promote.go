@@ -36,6 +36,23 @@ func identityFiles() []string {
 	}
 }
 
+// room returns about how many bytes of the disk the image is going to take. The system disk doesn't count: most of a large one
+// is what container engines keep there, which is left out.
+func (p Promotion) room(base Image) (int64, error) {
+	need := int64(spareSpace)
+	for _, path := range []string{base.RootPath, p.Work} {
+		if path == "" {
+			continue
+		}
+		info, err := os.Stat(path)
+		if err != nil {
+			return 0, err
+		}
+		need += allocated(info)
+	}
+	return need, nil
+}
+
 // Promote makes an image of a VM's disks. The caller sees to it that nobody writes to them meanwhile; they are only read.
 // A name that is taken, by the catalogue too, is fault.Exists.
 func (s *Store) Promote(ctx context.Context, name string, p Promotion, sink progress.Sink) (Image, error) {
@@ -54,8 +71,15 @@ func (s *Store) Promote(ctx context.Context, name string, p Promotion, sink prog
 			return fault.New(fault.Exists, "there is an image %s", name).
 				WithHint("choose another name with --name, or delete it: banger image delete %s", name)
 		}
+		need, err := p.room(base)
+		if err != nil {
+			return err
+		}
+		if err := checkSpace(work, need); err != nil {
+			return err
+		}
 		end := sink.Stage("promote " + p.VM + " to image " + name)
-		err := s.promote(ctx, name, base, p, work)
+		err = s.promote(ctx, name, base, p, work)
 		end(err)
 		return err
 	})

@@ -50,7 +50,7 @@ func (s *Store) pull(ctx context.Context, name string, p oci.Platform, refresh b
 	for {
 		err := s.depot.Do(ctx, sink, depot.Job{
 			Key:  fileOf(name),
-			Have: func() (bool, error) { return !refresh && s.present(name), nil },
+			Have: func() (bool, error) { return !refresh && present(&s.shelf, name), nil },
 			Make: func(ctx context.Context, work string, sink progress.Sink) error {
 				end := sink.Stage("pull image " + name)
 				err := s.fetch(ctx, work, name, p, sink)
@@ -71,7 +71,7 @@ func (s *Store) pull(ctx context.Context, name string, p oci.Platform, refresh b
 }
 
 // present reports whether an image is here and whole.
-func (s *shelf) present(name string) bool {
+func present(s *shelf, name string) bool {
 	_, err := s.byName(name)
 	return err == nil
 }

@@ -39,6 +39,9 @@ func (f registeredFile) check(size int64) error {
 type RegisterRequest struct {
 	Name string
 	Root string // absolute path of an ext4 filesystem in a file
+	// Kernel is the name of the kernel that it boots with unless a VM asks for another; empty: none. The caller has seen to it
+	// that there is one of that name.
+	Kernel string
 }
 
 // Register makes an image of a file that stays where it is. The file must not change as long as VMs use it: this is
@@ -84,7 +87,7 @@ func describe(ctx context.Context, req RegisterRequest) (nameFile, blobFile, err
 		return nameFile{}, blobFile{}, fault.New(fault.Busy, "the file %s is being written to", req.Root)
 	}
 	source, now := "file:"+req.Root, time.Now().UTC().Truncate(time.Second)
-	return nameFile{Digest: digest, Created: now, Source: source},
+	return nameFile{Digest: digest, Created: now, Source: source, Kernel: req.Kernel},
 		blobFile{Size: before.Size(), Created: now, Source: source, File: &file}, nil
 }
 

@@ -1,6 +1,7 @@
 package machines
 
 import (
+	"cmp"
 	"context"
 	"errors"
 	"fmt"
@@ -29,7 +30,11 @@ func (s *Service) Create(ctx context.Context, req CreateRequest, report progress
 	if err := s.config.checkWeights(req.Spec.Weights); err != nil {
 		return microvm.VM{}, err
 	}
-	spec := complete(req.Spec, s.config.Defaults)
+	spec := req.Spec
+	if spec.Kernel == "" {
+		spec.Kernel = s.sources.KernelOf(cmp.Or(spec.Image, s.config.Defaults.Image))
+	}
+	spec = complete(spec, s.config.Defaults)
 	if err := spec.Validate(); err != nil {
 		return microvm.VM{}, err
 	}

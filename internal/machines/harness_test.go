@@ -504,6 +504,14 @@ func (s *testSources) Kernel(_ context.Context, name string, _ progress.Sink) (m
 	return machines.Kernel{Path: filepath.Join(s.dir, name), Initramfs: filepath.Join(s.dir, "initramfs")}, s.calls.next("Kernel")
 }
 
+// KernelOf knows one image that has a kernel of its own.
+func (s *testSources) KernelOf(image string) string {
+	if image == "with-kernel" {
+		return "own"
+	}
+	return ""
+}
+
 type testStore struct {
 	calls *calls
 	db    *store.Store

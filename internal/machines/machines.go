@@ -71,12 +71,15 @@ func (k Kernel) pathFor(backend string) (string, error) {
 	return k.Path, nil
 }
 
-// Sources makes images and kernels present. Both calls are cheap when the thing is there, and are done once when many
+// Sources makes images and kernels present. All calls are cheap when the thing is there, and are done once when many
 // ask at the same time.
 type Sources interface {
 	Image(ctx context.Context, name string, report progress.Sink) (Image, error)
 	ImageByDigest(ctx context.Context, digest string) (Image, error)
 	Kernel(ctx context.Context, name string, report progress.Sink) (Kernel, error)
+	// KernelOf returns the name of the kernel that an image was recorded to boot with; empty: none, or the image is not here
+	// or not usable. It makes nothing present.
+	KernelOf(image string) string
 }
 
 // Host is what the service does to the host besides files of its own.

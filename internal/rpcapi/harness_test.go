@@ -243,6 +243,8 @@ func (s testSources) ImageByDigest(context.Context, string) (machines.Image, err
 	return machines.Image{Digest: "sha256:1", Path: filepath.Join(s.dir, "image")}, nil
 }
 
+func (s testSources) KernelOf(string) string { return "" }
+
 func (s testSources) Kernel(context.Context, string, progress.Sink) (machines.Kernel, error) {
 	return machines.Kernel{Path: filepath.Join(s.dir, "kernel"), Initramfs: filepath.Join(s.dir, "initramfs")}, nil
 }

@@ -4,12 +4,14 @@ import (
 	"context"
 	"errors"
 	"io"
+	"slices"
 
 	"connectrpc.com/connect"
 
 	"banger/internal/fault"
 	bangerv1 "banger/internal/gen/banger/v1"
 	"banger/internal/images"
+	"banger/internal/kernels"
 	"banger/internal/operations"
 )
 
@@ -49,6 +51,7 @@ func toImage(im images.Image) *bangerv1.Image {
 	return &bangerv1.Image{
 		Name: im.Name, Digest: im.Digest, Size: im.Size, CreatedAt: toTime(im.Created), Source: im.Source,
 		Manifest: im.Manifest, Platform: im.Platform, HasSystemd: im.HasSystemd, Registered: im.Registered, Path: im.RootPath,
+		Kernel: im.Kernel,
 		Config: &bangerv1.ImageConfig{
 			Entrypoint: c.Entrypoint, Cmd: c.Cmd, Env: c.Env, Workdir: c.WorkDir, User: c.User, Labels: c.Labels,
 			ExposedPorts: c.ExposedPorts, Volumes: c.Volumes, StopSignal: c.StopSignal,
@@ -82,13 +85,36 @@ func (s imageServer) PullImage(
 func (s imageServer) RegisterImage(
 	ctx context.Context, req *connect.Request[bangerv1.RegisterImageRequest], stream *connect.ServerStream[bangerv1.Event],
 ) error {
+	if err := s.kernelExists(req.Msg.GetKernel()); err != nil {
+		return toError(err)
+	}
 	return operate(ctx, s.operations, stream, operations.Request{Kind: "register", Name: req.Msg.GetName()},
 		func(ctx context.Context, op *operations.Operation) (*bangerv1.Event, error) {
 			im, err := s.images.Register(ctx, images.RegisterRequest{
-				Name: req.Msg.GetName(), Root: req.Msg.GetRootfs(),
+				Name: req.Msg.GetName(), Root: req.Msg.GetRootfs(), Kernel: req.Msg.GetKernel(),
 			}, op.Report)
 			return imageEvent(im), err
 		})
+}
+
+// kernelExists fails if a kernel is neither here nor in the catalogue. No name is none.
+func (s imageServer) kernelExists(name string) error {
+	if name == "" {
+		return nil
+	}
+	_, err := s.kernels.Get(name)
+	if !fault.Is(err, fault.NotFound) {
+		return err
+	}
+	catalog, err := s.kernels.Catalog()
+	if err != nil {
+		return err
+	}
+	if slices.ContainsFunc(catalog, func(a kernels.Available) bool { return a.Name == name }) {
+		return nil
+	}
+	return fault.New(fault.NotFound, "no kernel %q here or in the catalogue", name).
+		WithHint("see which there are: banger kernel list --available; or import it: banger kernel import --name %s FILE...", name)
 }
 
 func (s imageServer) DeleteImage(

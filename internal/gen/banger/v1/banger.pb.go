@@ -3608,6 +3608,7 @@ type Image struct {
 	Path          string                 `protobuf:"bytes,14,opt,name=path,proto3" json:"path,omitempty"`              // of the filesystem
 	Config        *ImageConfig           `protobuf:"bytes,15,opt,name=config,proto3" json:"config,omitempty"`
 	Description   string                 `protobuf:"bytes,16,opt,name=description,proto3" json:"description,omitempty"` // of an image of the catalogue that is not here
+	Kernel        string                 `protobuf:"bytes,17,opt,name=kernel,proto3" json:"kernel,omitempty"`           // that it boots with unless a VM asks for another; empty: the default
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
@@ -3750,6 +3751,13 @@ func (x *Image) GetConfig() *ImageConfig {
 func (x *Image) GetDescription() string {
 	if x != nil {
 		return x.Description
+	}
+	return ""
+}
+
+func (x *Image) GetKernel() string {
+	if x != nil {
+		return x.Kernel
 	}
 	return ""
 }
@@ -4098,6 +4106,7 @@ type RegisterImageRequest struct {
 	state         protoimpl.MessageState `protogen:"open.v1"`
 	Name          string                 `protobuf:"bytes,1,opt,name=name,proto3" json:"name,omitempty"`
 	Rootfs        string                 `protobuf:"bytes,2,opt,name=rootfs,proto3" json:"rootfs,omitempty"` // absolute path of a file with an ext4 filesystem
+	Kernel        string                 `protobuf:"bytes,3,opt,name=kernel,proto3" json:"kernel,omitempty"` // that it boots with, here or in the catalogue; empty: the default
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
@@ -4142,6 +4151,13 @@ func (x *RegisterImageRequest) GetName() string {
 func (x *RegisterImageRequest) GetRootfs() string {
 	if x != nil {
 		return x.Rootfs
+	}
+	return ""
+}
+
+func (x *RegisterImageRequest) GetKernel() string {
+	if x != nil {
+		return x.Kernel
 	}
 	return ""
 }
@@ -4457,8 +4473,8 @@ func (x *ListImagesResponse) GetImages() []*Image {
 
 type PromoteImageRequest struct {
 	state         protoimpl.MessageState `protogen:"open.v1"`
-	Vm            string                 `protobuf:"bytes,1,opt,name=vm,proto3" json:"vm,omitempty"`
-	Name          string                 `protobuf:"bytes,2,opt,name=name,proto3" json:"name,omitempty"`                    // of the new image; empty: the VM's
+	Vm            string                 `protobuf:"bytes,1,opt,name=vm,proto3" json:"vm,omitempty"`                        // or the name or digest of a registered image
+	Name          string                 `protobuf:"bytes,2,opt,name=name,proto3" json:"name,omitempty"`                    // of the new image; empty: the VM's. Not for a registered image
 	NoHome        bool                   `protobuf:"varint,3,opt,name=no_home,json=noHome,proto3" json:"no_home,omitempty"` // leave /root as the VM's image has it
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
@@ -6163,7 +6179,7 @@ const file_banger_v1_banger_proto_rawDesc = "" +
 	"\x05input\x18\x02 \x01(\fH\x00R\x05inputB\x06\n" +
 	"\x04kind\")\n" +
 	"\x0fConsoleResponse\x12\x16\n" +
-	"\x06output\x18\x01 \x01(\fR\x06output\"\xeb\x03\n" +
+	"\x06output\x18\x01 \x01(\fR\x06output\"\x83\x04\n" +
 	"\x05Image\x12\x12\n" +
 	"\x04name\x18\x01 \x01(\tR\x04name\x12\x16\n" +
 	"\x06digest\x18\x02 \x01(\tR\x06digest\x12\x12\n" +
@@ -6187,7 +6203,8 @@ const file_banger_v1_banger_proto_rawDesc = "" +
 	"registered\x12\x12\n" +
 	"\x04path\x18\x0e \x01(\tR\x04path\x12.\n" +
 	"\x06config\x18\x0f \x01(\v2\x16.banger.v1.ImageConfigR\x06config\x12 \n" +
-	"\vdescription\x18\x10 \x01(\tR\vdescription\"\xd6\x02\n" +
+	"\vdescription\x18\x10 \x01(\tR\vdescription\x12\x16\n" +
+	"\x06kernel\x18\x11 \x01(\tR\x06kernel\"\xd6\x02\n" +
 	"\vImageConfig\x12\x1e\n" +
 	"\n" +
 	"entrypoint\x18\x01 \x03(\tR\n" +
@@ -6215,10 +6232,11 @@ const file_banger_v1_banger_proto_rawDesc = "" +
 	"\x10ImportImageStart\x12\x12\n" +
 	"\x04name\x18\x01 \x01(\tR\x04name\x12\x10\n" +
 	"\x03tag\x18\x02 \x01(\tR\x03tag\x12\x12\n" +
-	"\x04path\x18\x03 \x01(\tR\x04path\"B\n" +
+	"\x04path\x18\x03 \x01(\tR\x04path\"Z\n" +
 	"\x14RegisterImageRequest\x12\x12\n" +
 	"\x04name\x18\x01 \x01(\tR\x04name\x12\x16\n" +
-	"\x06rootfs\x18\x02 \x01(\tR\x06rootfs\"*\n" +
+	"\x06rootfs\x18\x02 \x01(\tR\x06rootfs\x12\x16\n" +
+	"\x06kernel\x18\x03 \x01(\tR\x06kernel\"*\n" +
 	"\x12DeleteImageRequest\x12\x14\n" +
 	"\x05image\x18\x01 \x01(\tR\x05image\"\x15\n" +
 	"\x13DeleteImageResponse\"-\n" +

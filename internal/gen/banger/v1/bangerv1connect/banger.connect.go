@@ -929,7 +929,8 @@ type ImageServiceClient interface {
 	DeleteImage(context.Context, *connect.Request[v1.DeleteImageRequest]) (*connect.Response[v1.DeleteImageResponse], error)
 	// PruneImages frees what nobody needs.
 	PruneImages(context.Context, *connect.Request[v1.PruneImagesRequest]) (*connect.Response[v1.PruneImagesResponse], error)
-	// PromoteImage makes an image of a VM that does not run; the last event has the image.
+	// PromoteImage makes an image of a VM that does not run, or copies a registered image into the store; the last event has
+	// the image.
 	PromoteImage(context.Context, *connect.Request[v1.PromoteImageRequest]) (*connect.ServerStreamForClient[v1.Event], error)
 	// ExportImage streams an image as an archive that container engines load.
 	ExportImage(context.Context, *connect.Request[v1.ExportImageRequest]) (*connect.ServerStreamForClient[v1.ExportImageResponse], error)
@@ -1093,7 +1094,8 @@ type ImageServiceHandler interface {
 	DeleteImage(context.Context, *connect.Request[v1.DeleteImageRequest]) (*connect.Response[v1.DeleteImageResponse], error)
 	// PruneImages frees what nobody needs.
 	PruneImages(context.Context, *connect.Request[v1.PruneImagesRequest]) (*connect.Response[v1.PruneImagesResponse], error)
-	// PromoteImage makes an image of a VM that does not run; the last event has the image.
+	// PromoteImage makes an image of a VM that does not run, or copies a registered image into the store; the last event has
+	// the image.
 	PromoteImage(context.Context, *connect.Request[v1.PromoteImageRequest], *connect.ServerStream[v1.Event]) error
 	// ExportImage streams an image as an archive that container engines load.
 	ExportImage(context.Context, *connect.Request[v1.ExportImageRequest], *connect.ServerStream[v1.ExportImageResponse]) error
