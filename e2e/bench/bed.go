@@ -130,14 +130,20 @@ func (b *bed) command(ctx context.Context, args ...string) *exec.Cmd {
 
 // banger runs a command and returns how long it took from its start to its end.
 func (b *bed) banger(ctx context.Context, args ...string) (time.Duration, error) {
+	d, _, err := b.timed(ctx, args...)
+	return d, err
+}
+
+// timed is banger that also returns what the command wrote.
+func (b *bed) timed(ctx context.Context, args ...string) (time.Duration, string, error) {
 	var text bytes.Buffer
 	cmd := b.command(ctx, args...)
 	cmd.Stdout, cmd.Stderr = &text, &text
 	began := time.Now()
 	if err := cmd.Run(); err != nil {
-		return 0, fmt.Errorf("banger %s: %w\n%s", strings.Join(args, " "), err, text.String())
+		return 0, "", fmt.Errorf("banger %s: %w\n%s", strings.Join(args, " "), err, text.String())
 	}
-	return time.Since(began), nil
+	return time.Since(began), text.String(), nil
 }
 
 func (b *bed) output(ctx context.Context, args ...string) ([]byte, error) {
@@ -209,41 +215,47 @@ func (b *bed) show(ctx context.Context, vm string) (shown, error) {
 
 // resident returns the resident memory of daemon and monitor in bytes.
 func (b *bed) resident(ctx context.Context, vm string) (daemon, monitor int64, err error) {
-	out, err := b.output(ctx, "daemon", "status", "--output", "json")
+	pid, err := b.daemonPid(ctx)
 	if err != nil {
-		return 0, 0, err
-	}
-	var status struct {
-		Pid int `json:"pid"`
-	}
-	if err := json.Unmarshal(out, &status); err != nil {
 		return 0, 0, err
 	}
 	s, err := b.show(ctx, vm)
 	if err != nil {
 		return 0, 0, err
 	}
-	daemon, err = rss(status.Pid)
+	daemon, err = memory(pid, "VmRSS")
 	if err != nil {
 		return 0, 0, err
 	}
-	monitor, err = rss(s.MonitorPid)
+	monitor, err = memory(s.MonitorPid, "VmRSS")
 	return daemon, monitor, err
 }
 
-// rss reads VmRSS, proc(5), /proc/pid/status.
-func rss(pid int) (int64, error) {
+func (b *bed) daemonPid(ctx context.Context) (int, error) {
+	out, err := b.output(ctx, "daemon", "status", "--output", "json")
+	if err != nil {
+		return 0, err
+	}
+	var status struct {
+		Pid int `json:"pid"`
+	}
+	err = json.Unmarshal(out, &status)
+	return status.Pid, err
+}
+
+// memory reads a field of /proc/pid/status, proc(5), that counts bytes: VmRSS is what is resident, VmHWM the most that was.
+func memory(pid int, field string) (int64, error) {
 	raw, err := os.ReadFile("/proc/" + strconv.Itoa(pid) + "/status")
 	if err != nil {
 		return 0, err
 	}
 	for line := range strings.Lines(string(raw)) {
-		if f := strings.Fields(line); len(f) == 3 && f[0] == "VmRSS:" {
+		if f := strings.Fields(line); len(f) == 3 && f[0] == field+":" {
 			n, err := strconv.ParseInt(f[1], 10, 64)
 			return n << 10, err
 		}
 	}
-	return 0, fmt.Errorf("process %d has no resident memory", pid)
+	return 0, fmt.Errorf("process %d has no %s", pid, field)
 }
 
 // linkTree makes a copy of a tree whose files are hard links; what is not there is no error.

@@ -5,6 +5,7 @@ package main
 
 import (
 	"context"
+	"errors"
 	"flag"
 	"fmt"
 	"maps"
@@ -20,11 +21,12 @@ import (
 func main() {
 	bin := flag.String("bin", "bin", "directory with banger and banger-guest")
 	rounds := flag.Int("rounds", 7, "how often each figure is measured")
-	only := flag.String("only", "", "names of what is measured, with commas between them: "+strings.Join(slices.Sorted(maps.Keys(measures())), ", ")+"; empty: all")
+	mib := flag.Int("mib", 1024, "size of the root filesystem that is imported, in MiB; twice that of the one that is pulled")
+	only := flag.String("only", "", "names of what is measured, with commas between them: "+strings.Join(slices.Sorted(maps.Keys(measures(0))), ", ")+"; empty: all")
 	flag.Parse()
 	ctx, stop := signal.NotifyContext(context.Background(), os.Interrupt)
 	defer stop()
-	ok, err := run(ctx, *bin, *rounds, *only)
+	ok, err := run(ctx, *bin, *only, *rounds, *mib)
 	if err != nil {
 		fmt.Fprintln(os.Stderr, "bench:", err)
 	}
@@ -46,20 +48,33 @@ type figure struct {
 // measure takes figures on a bed, so many times each.
 type measure func(ctx context.Context, b *bed, rounds int) ([]figure, error)
 
-// measures are all, by name.
-func measures() map[string]measure {
+// skipped is the error of a measure that can't be taken on this machine: why.
+type skipped string
+
+func (s skipped) Error() string { return string(s) }
+
+// measures are all, by name. mib is the size of the large image.
+func measures(mib int) map[string]measure {
+	sized := func(m func(ctx context.Context, b *bed, rounds, mib int) ([]figure, error)) measure {
+		return func(ctx context.Context, b *bed, rounds int) ([]figure, error) { return m(ctx, b, rounds, mib) }
+	}
 	return map[string]measure{
 		"run": coldRun, "exec": execTrue, "ps": psFifty, "sizes": sizes, "stop": stopIdle, "fleet": manyVMs,
+		"import": sized(importImage), "pull": sized(pullImage),
 	}
 }
 
-func run(ctx context.Context, bin string, rounds int, only string) (bool, error) {
-	names := []string{"run", "stop", "exec", "ps", "sizes", "fleet"}
+func run(ctx context.Context, bin, only string, rounds, mib int) (bool, error) {
+	const smallest = 16 // so that each layer has files
+	if mib < smallest || rounds < 1 {
+		return false, fmt.Errorf("-mib must be %d or more, and -rounds 1", smallest)
+	}
+	names := []string{"run", "stop", "exec", "ps", "sizes", "fleet", "import", "pull"}
 	if only != "" {
 		names = strings.Split(only, ",")
 	}
 	for _, name := range names {
-		if measures()[name] == nil {
+		if measures(mib)[name] == nil {
 			return false, fmt.Errorf("there is no measure %q", name)
 		}
 	}
@@ -69,13 +84,27 @@ func run(ctx context.Context, bin string, rounds int, only string) (bool, error)
 	}
 	defer b.close(ctx)
 	var figures []figure
+	var skips []string
 	for _, name := range names {
-		f, err := measures()[name](ctx, b, rounds)
-		if err != nil {
+		f, err := measures(mib)[name](ctx, b, rounds)
+		var why skipped
+		switch {
+		case errors.As(err, &why):
+			skips = append(skips, name+" was skipped: "+string(why))
+		case err != nil:
 			return false, err
 		}
 		figures = append(figures, f...)
 	}
+	ok, err := show(figures)
+	for _, s := range skips {
+		_, _ = fmt.Fprintln(os.Stdout, s)
+	}
+	return ok, err
+}
+
+// show writes the table and tells whether all figures are within their budgets.
+func show(figures []figure) (bool, error) {
 	ok := true
 	w := tabwriter.NewWriter(os.Stdout, 2, 0, 3, ' ', 0)
 	_, _ = fmt.Fprintln(w, "WHAT\tMEASURED\tFLOOR\tBUDGET\tRESULT")
@@ -104,7 +133,7 @@ func ms(d time.Duration) string { return fmt.Sprintf("%.0f ms", float64(d)/float
 
 // coldRun compares `run --rm -- true`, without any template, with the bare VMM up to the agent's answer, turn by turn.
 func coldRun(ctx context.Context, b *bed, rounds int) ([]figure, error) {
-	var whole, floor []time.Duration
+	var whole, floor, found []time.Duration
 	for range rounds {
 		v, d, err := b.bareBoot(ctx)
 		if err != nil {
@@ -112,16 +141,21 @@ func coldRun(ctx context.Context, b *bed, rounds int) ([]figure, error) {
 		}
 		v.close()
 		floor = append(floor, d)
-		if d, err = b.banger(ctx, "run", "--rm", "--quiet", "--init", "agent", "--", "true"); err != nil {
+		d, text, err := b.timed(ctx, "run", "--rm", "--quiet", "--timings", "--init", "agent", "--", "true")
+		if err != nil {
 			return nil, err
 		}
 		whole = append(whole, d)
+		if d, err = findImage(text); err != nil {
+			return nil, err
+		}
+		found = append(found, d)
 	}
 	budget := median(floor)*130/100 + 150*time.Millisecond
 	return []figure{{
 		"cold run --rm --init agent -- true", spread(whole), "bare VMM to ready: " + spread(floor),
 		"1.30 x floor + 150 ms = " + ms(budget), median(whole) <= budget,
-	}}, nil
+	}, foundImage(found)}, nil
 }
 
 // execTrue compares `exec -- true` with the agent's own round trip.
@@ -193,12 +227,13 @@ func sizes(ctx context.Context, b *bed, _ int) ([]figure, error) {
 	if err != nil {
 		return nil, err
 	}
-	size := func(name string, n, budget int64) figure {
-		return figure{name, fmt.Sprintf("%.1f MB", float64(n)/1e6), "", fmt.Sprintf("<= %.0f MB", float64(budget)/1e6), n <= budget}
-	}
 	return []figure{
-		size("idle daemon, resident", daemon, 45e6),
-		size("idle monitor, resident", monitor, 30e6),
-		size("banger-guest, file", st.Size(), 6e6),
+		bytesFigure("idle daemon, resident", daemon, 45e6),
+		bytesFigure("idle monitor, resident", monitor, 30e6),
+		bytesFigure("banger-guest, file", st.Size(), 6e6),
 	}, nil
+}
+
+func bytesFigure(name string, n, budget int64) figure {
+	return figure{name, fmt.Sprintf("%.1f MB", float64(n)/1e6), "", fmt.Sprintf("<= %.0f MB", float64(budget)/1e6), n <= budget}
 }
