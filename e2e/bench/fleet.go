@@ -37,9 +37,9 @@ type fleet struct {
 // newFleet makes a home with n VMs, some of them running. Its daemon does not run.
 func newFleet(ctx context.Context, bin string, n, running int) (_ *fleet, err error) {
 	f := &fleet{bin: bin}
-	defer func() {
+	defer func() { //nolint:contextcheck // must end whatever became of the context
 		if err != nil {
-			f.close() //nolint:contextcheck // must end whatever became of the context
+			f.close()
 		}
 	}()
 	if f.home, err = os.MkdirTemp("", "bf"); err != nil {

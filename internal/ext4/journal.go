@@ -162,29 +162,24 @@ func (j *journal) scan(committed func(transaction) error) error {
 			return err
 		}
 		be := binary.BigEndian
-		if be.Uint32(p) != journalMagic || be.Uint32(p[8:]) != t.sequence {
+		kind := be.Uint32(p[4:])
+		if be.Uint32(p) != journalMagic || be.Uint32(p[8:]) != t.sequence || !j.genuine(kind, p) {
 			return nil
 		}
 		more = j.advance(&at)
-		switch be.Uint32(p[4:]) {
+		switch kind {
 		case journalDescriptor:
-			if !more || !j.checkTail(p) {
+			if !more {
 				return nil
 			}
 			if more, err = j.describe(&t, p, &at); err != nil {
 				return err
 			}
 		case journalRevoke:
-			if !j.checkTail(p) {
-				return nil
-			}
 			if err := j.revokes(&t, p); err != nil {
 				return err
 			}
 		case journalCommit:
-			if !j.checkCommit(p) {
-				return nil
-			}
 			if t.damaged {
 				return corrupt("a transaction of the journal has a wrong checksum")
 			}
@@ -192,11 +187,21 @@ func (j *journal) scan(committed func(transaction) error) error {
 				return err
 			}
 			t = transaction{sequence: t.sequence + 1, blocks: map[uint64]journalBlock{}}
-		default:
-			return nil
 		}
 	}
 	return nil
+}
+
+// genuine reports whether a block of the log is of a kind that there is, and has the checksum that it must have.
+func (j *journal) genuine(kind uint32, p []byte) bool {
+	switch kind {
+	case journalDescriptor, journalRevoke:
+		return j.checkTail(p)
+	case journalCommit:
+		return j.checkCommit(p)
+	default:
+		return false
+	}
 }
 
 // describe takes the blocks that follow a descriptor, and reports false if they end the log: such a transaction was never

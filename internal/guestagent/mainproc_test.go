@@ -39,8 +39,11 @@ func serveWatched(t *testing.T) guestWithMain {
 	host, guest := sockets(t)
 	g := guestWithMain{system: watched{hosted{make(chan guestproto.Shutdown, 1)}, filepath.Join(t.TempDir(), "console")}}
 	ctx, cancel := context.WithCancel(t.Context())
-	served := make(chan error, 1)
-	go func() { served <- New("hosted", g.system, newChildren()).Serve(ctx, guest) }()
+	served := make(chan struct{})
+	go func() {
+		defer close(served)
+		_ = New("hosted", g.system, newChildren()).Serve(ctx, guest) // its end is the link's
+	}()
 	s, _, err := guestlink.Open(t.Context(), host)
 	if err != nil {
 		t.Fatal(err)
@@ -48,7 +51,7 @@ func serveWatched(t *testing.T) guestWithMain {
 	t.Cleanup(func() {
 		_ = s.Close()
 		cancel()
-		_ = <-served
+		<-served
 	})
 	g.client = guestlink.NewClient(s)
 	return g

@@ -91,7 +91,8 @@ func TestImport(t *testing.T) {
 			"lib/modules/" + release + "/vmlinuz": image, "lib/modules/" + release + "/config": testConfig,
 		}), directory(t, map[string]string{"usr/lib/modules/" + release + "/kernel/a.ko": "x"})}, true, true},
 		{"package", []string{deb(t, []tar.Header{
-			{Name: "./boot/", Typeflag: tar.TypeDir}, {Name: "./boot/vmlinuz-" + release, Typeflag: tar.TypeReg},
+			{Name: "./boot/", Typeflag: tar.TypeDir},
+			{Name: "./boot/vmlinuz-" + release, Typeflag: tar.TypeReg},
 			{Name: "./lib/modules/" + release + "/build", Typeflag: tar.TypeSymlink, Linkname: "/etc"},
 		}, image)}, false, true},
 	} {

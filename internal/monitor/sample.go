@@ -38,12 +38,19 @@ func (m *Monitor) sample(ctx context.Context, pid int, n *network) {
 // look takes a sample of what can be seen from the host.
 func (m *Monitor) look(pid int, n *network) (monitorlink.Sample, error) {
 	s := monitorlink.Sample{At: time.Now().UnixNano()}
-	stat, err := os.ReadFile("/proc/" + strconv.Itoa(pid) + "/stat")
-	if err == nil {
-		s.VMMCPU, s.VMMResident, err = parseStat(string(stat))
-	}
-	if err != nil {
-		return s, err
+	// A process that has only just been executed has no memory yet; one that has ended has none either, but has run.
+	for range 50 {
+		stat, err := os.ReadFile("/proc/" + strconv.Itoa(pid) + "/stat")
+		if err == nil {
+			s.VMMCPU, s.VMMResident, err = parseStat(string(stat))
+		}
+		if err != nil {
+			return s, err
+		}
+		if s.VMMResident > 0 || s.VMMCPU > 0 {
+			break
+		}
+		time.Sleep(2 * time.Millisecond)
 	}
 	if n != nil {
 		stats := n.net.Stats()

@@ -50,9 +50,6 @@ func beMonitor(role, state string) error {
 		return err
 	}
 	dirs.Runtime = launch.Machine.Dir
-	if err := os.WriteFile(filepath.Join(state, "test.pid"), []byte(strconv.Itoa(os.Getpid())), 0o600); err != nil {
-		return err
-	}
 	if err := monitorlink.KeepLock(); err != nil {
 		return err
 	}
@@ -63,6 +60,10 @@ func beMonitor(role, state string) error {
 	}
 	ln, err := monitorlink.Listener()
 	if err != nil {
+		return err
+	}
+	// Last, for then the test may do to the directory what it likes.
+	if err := os.WriteFile(filepath.Join(state, "test.pid"), []byte(strconv.Itoa(os.Getpid())), 0o600); err != nil {
 		return err
 	}
 	if role == roleSilent || role == roleNameless {

@@ -28,7 +28,7 @@ func TestEveryChangeIsAnOperation(t *testing.T) {
 	if _, err := b.api.VMs.Set(t.Context(), connect.NewRequest(&bangerv1.SetRequest{Vm: "b", Vcpus: &none})); !fault.Is(err, fault.Invalid) {
 		t.Errorf("set of nonsense: %v", err)
 	}
-	if _, err := b.api.VMs.Set(t.Context(), connect.NewRequest(&bangerv1.SetRequest{Vm: "c", Vcpus: &vcpus})); !fault.Is(err, fault.NotFound) {
+	if _, err := b.api.VMs.Set(t.Context(), connect.NewRequest(&bangerv1.SetRequest{Vm: "nosuch", Vcpus: &vcpus})); !fault.Is(err, fault.NotFound) {
 		t.Errorf("set of nothing: %v", err)
 	}
 	res, err := b.api.Operations.ListOperations(t.Context(), connect.NewRequest(&bangerv1.ListOperationsRequest{}))

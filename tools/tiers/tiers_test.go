@@ -28,7 +28,10 @@ func TestSummary(t *testing.T) {
 {"Action":"output","Package":"p","Test":"B","Output":"    b_test.go:7: no QEMU: here\n"}
 {"Action":"skip","Package":"p","Test":"B"}
 {"Action":"pass","Package":"p","Elapsed":1.25}
-`, counts{1, 0, 1}, []string{"SKIP p B: no QEMU: here\n", "ok   p: 1 passed, 0 failed, 1 skipped (1.2 s)"}, []string{"noise"},
+`,
+			counts{1, 0, 1},
+			[]string{"SKIP p B: no QEMU: here\n", "ok   p: 1 passed, 0 failed, 1 skipped (1.2 s)"},
+			[]string{"noise"},
 		},
 		{
 			"failing subtest counts once",
@@ -38,7 +41,10 @@ func TestSummary(t *testing.T) {
 {"Action":"fail","Package":"p","Test":"A/x"}
 {"Action":"fail","Package":"p","Test":"A"}
 {"Action":"fail","Package":"p"}
-`, counts{0, 1, 0}, []string{"FAIL p\nbroken\n"}, nil,
+`,
+			counts{0, 1, 0},
+			[]string{"FAIL p\nbroken\n"},
+			nil,
 		},
 		{
 			"parent fails by itself",
@@ -47,7 +53,9 @@ func TestSummary(t *testing.T) {
 {"Action":"pass","Package":"p","Test":"A/x"}
 {"Action":"fail","Package":"p","Test":"A"}
 {"Action":"fail","Package":"p"}
-`, counts{1, 1, 0}, nil, nil,
+`,
+			counts{1, 1, 0},
+			nil, nil,
 		},
 		{
 			"does not build",
@@ -55,20 +63,29 @@ func TestSummary(t *testing.T) {
 {"ImportPath":"p [p.test]","Action":"build-fail"}
 {"Action":"start","Package":"p"}
 {"Action":"fail","Package":"p","FailedBuild":"p [p.test]"}
-`, counts{0, 1, 0}, []string{"p.go:1: undefined"}, nil,
+`,
+			counts{0, 1, 0},
+			[]string{"p.go:1: undefined"},
+			nil,
 		},
 		{
 			"dies in a test",
 			`{"Action":"run","Package":"p","Test":"A"}
 {"Action":"output","Package":"p","Test":"A","Output":"panic: x\n"}
 {"Action":"fail","Package":"p"}
-`, counts{0, 1, 0}, []string{"panic: x"}, nil,
+`,
+			counts{0, 1, 0},
+			[]string{"panic: x"},
+			nil,
 		},
 		{
 			"output ends early",
 			`{"Action":"run","Package":"p","Test":"A"}
 {"Action":"pass","Package":"p","Test":"A"}
-`, counts{1, 1, 0}, []string{"FAIL p"}, nil,
+`,
+			counts{1, 1, 0},
+			[]string{"FAIL p"},
+			nil,
 		},
 		{"not an event", "go: cannot find module\n", counts{}, []string{"go: cannot find module"}, nil},
 		{"no tests", `{"Action":"skip","Package":"p"}`, counts{}, nil, []string{"p"}},
