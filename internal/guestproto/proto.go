@@ -193,6 +193,7 @@ type Identity struct {
 	TimeNS    int64    `json:"time_ns,omitempty"`    // wall clock, ns since 1970
 	Entropy   []byte   `json:"entropy,omitempty"`    // credited to the kernel's generator; at most 512 bytes
 	Env       []string `json:"env,omitempty"`        // NAME=value, for every later command
+	BootID    string   `json:"boot_id,omitempty"`    // a UUID: what /proc/sys/kernel/random/boot_id says from now on
 }
 
 // GrowSpec says which disk's file system is to fill the disk.

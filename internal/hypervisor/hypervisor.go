@@ -115,6 +115,21 @@ type Snapshot struct {
 
 // Saver is what a VMM also is if its backend's Capabilities say Snapshot.
 type Saver interface {
+	// Save makes a snapshot of a running or paused VM in the files s.Memory and s.State, which it makes. The vCPUs stand
+	// still for a moment, in which Save calls still: for what must be of the same moment as the memory, the disks. Then
+	// the VM is again what it was, running or paused, and Save goes on until the snapshot is whole. On error, that of still
+	// included, neither file is left and the VM goes on as well.
+	Save(ctx context.Context, s Snapshot, still func() error) (Saved, error)
+}
+
+// Saved says how a snapshot was made.
+type Saved struct {
+	Paused time.Duration // how long the vCPUs stood still
+	Live   bool          // the memory was written while the VM went on
+}
+
+// StateSaver is on its way out.
+type StateSaver interface {
 	// SaveState writes the state of the CPUs and devices of a paused VM, which was booted with a MemoryFile, to the new file
 	// path. Until the VM goes on, that file and its memory file are a snapshot of it. It can go on, and be saved again;
 	// its memory file is its memory still. fault.Precondition: it is not paused, or has no memory file.

@@ -95,6 +95,22 @@ func (c *Client) GrowDisk(ctx context.Context, serial string, size int64) error 
 	return conn.Close()
 }
 
+// Save makes a snapshot of the VM, which goes on.
+func (c *Client) Save(ctx context.Context, spec SaveSpec) (Saved, error) {
+	conn, err := c.request(ctx, Request{Op: OpSave, Save: &spec})
+	if err != nil {
+		return Saved{}, err
+	}
+	defer conn.Close() //nolint:errcheck // nothing to flush
+	stop := context.AfterFunc(ctx, func() { _ = conn.Close() })
+	defer stop()
+	var saved Saved
+	if err := ReadLine(conn, &saved); err != nil {
+		return Saved{}, errors.Join(context.Cause(ctx), fmt.Errorf("save the VM: %w", err))
+	}
+	return saved, nil
+}
+
 func (c *Client) do(ctx context.Context, op Op) error {
 	conn, err := c.open(ctx, op)
 	if err != nil {

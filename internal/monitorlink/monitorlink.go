@@ -32,6 +32,15 @@ type Launch struct {
 	TTL         time.Duration // from the start on; then the VM is shut down; 0: none
 	IdleTimeout time.Duration // without activity; then the VM is shut down; 0: none
 	BootTimeout time.Duration // until the agent must have answered
+	Restore     *Restore      // nil: the VM boots
+}
+
+// Restore says that the VM is not booted but continued from a snapshot, and who it is from then on.
+type Restore struct {
+	Snapshot  hypervisor.Snapshot
+	Hostname  string
+	MachineID string // 32 hexadecimal digits
+	BootID    string // a UUID, in the place of that of the guest which was saved
 }
 
 // Network describes the VM's user-mode network.
@@ -110,6 +119,7 @@ const (
 	OpGrow    Op = "grow"    // make a disk larger, as Request.Grow says
 	OpSet     Op = "set"     // a line with the Settings before: change them as Request.Set says
 	OpSamples Op = "samples" // lines with a Sample each, as Request.Samples says
+	OpSave    Op = "save"    // a line with Saved, once the snapshot that Request.Save asks for is whole
 )
 
 // Request is the first line of a connection.
@@ -119,6 +129,19 @@ type Request struct {
 	Grow    *GrowSpec       `json:",omitempty"` // with OpGrow
 	Set     *SettingsChange `json:",omitempty"` // with OpSet
 	Samples *SamplesSpec    `json:",omitempty"` // with OpSamples; nil: the newest
+	Save    *SaveSpec       `json:",omitempty"` // with OpSave
+}
+
+// SaveSpec says where a snapshot goes. All files are made by the monitor and none may be there; on failure none is left.
+type SaveSpec struct {
+	Snapshot hypervisor.Snapshot
+	Disks    map[string]string // by serial of a writable disk, the path of its copy as of the same moment
+}
+
+// Saved says how a snapshot was made.
+type Saved struct {
+	Paused time.Duration // how long the guest stood still
+	Live   bool          // the memory was written while the guest went on
 }
 
 // GrowSpec says which disk is to have what size.

@@ -38,7 +38,7 @@ func save(t *testing.T, s Suite) saved {
 	m.Disks = []hypervisor.Disk{{Serial: "work", Path: newDisk(t, "work\n")}}
 	m.MemoryFile = filepath.Join(t.TempDir(), "memory")
 	g := s.boot(t, m)
-	saver, is := g.VMM.(hypervisor.Saver)
+	saver, is := g.VMM.(hypervisor.StateSaver)
 	if !is {
 		t.Fatal("the VMM is no Saver")
 	}
@@ -118,11 +118,11 @@ func (s Suite) snapshot(t *testing.T) {
 	two.want("second", "read work")
 	one.end()
 	two.want("second", "read work")
-	if _, is := two.VMM.(hypervisor.Saver); !is {
+	if _, is := two.VMM.(hypervisor.StateSaver); !is {
 		t.Error("a restored VMM is no Saver")
 	} else if err := two.Pause(t.Context()); err != nil {
 		t.Error(err)
-	} else if err := two.VMM.(hypervisor.Saver).SaveState(t.Context(), filepath.Join(t.TempDir(), "x")); !fault.Is(err, fault.Precondition) { //nolint:forcetypeassert // it is
+	} else if err := two.VMM.(hypervisor.StateSaver).SaveState(t.Context(), filepath.Join(t.TempDir(), "x")); !fault.Is(err, fault.Precondition) { //nolint:forcetypeassert // it is
 		t.Errorf("SaveState of a VM whose memory is in no file of its own = %v, want a fault of kind %s", err, fault.Precondition)
 	}
 	two.end()

@@ -14,8 +14,8 @@ import (
 )
 
 var (
-	_ hypervisor.Saver    = (*vmm)(nil)
-	_ hypervisor.Restorer = (*Backend)(nil)
+	_ hypervisor.StateSaver = (*vmm)(nil)
+	_ hypervisor.Restorer   = (*Backend)(nil)
 )
 
 // A snapshot's state is QEMU's migration stream without the guest's memory, which lies in a file that is mapped: with
@@ -30,7 +30,7 @@ const (
 // names the command. A state is saved in 10 to 20 ms.
 const saveGap = 2 * time.Millisecond
 
-// SaveState implements [hypervisor.Saver].
+// SaveState implements [hypervisor.StateSaver].
 func (v *vmm) SaveState(ctx context.Context, path string) (err error) {
 	const what = "save the state of"
 	if v.machine.MemoryFile == "" {
