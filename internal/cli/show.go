@@ -11,8 +11,10 @@ import (
 
 	"connectrpc.com/connect"
 	"github.com/spf13/cobra"
+	"google.golang.org/protobuf/types/known/durationpb"
 
 	bangerv1 "banger/internal/gen/banger/v1"
+	"banger/internal/microvm"
 )
 
 func newShow(a *app) *cobra.Command {
@@ -115,7 +117,8 @@ func writeVM(w io.Writer, paint painter, vm *bangerv1.VM, now time.Time) error {
 		"directory", vm.GetDirectory())
 	s.section("Machine", "vcpus", itoa(spec.GetVcpus()), "memory", size(spec.GetMemory()), "disks", disks, "on this host", use,
 		"image", spec.GetImage(), "image digest", vm.GetImageDigest(), "kernel", spec.GetKernel(), "init", spec.GetInit(),
-		"network", spec.GetNet(), "backend", spec.GetBackend())
+		"network", spec.GetNet(), "backend", spec.GetBackend(), "cpu weight", weight(spec.GetCpuWeight()), "io weight", weight(spec.GetIoWeight()),
+		"time to live", lasting(spec.GetTtl()), "idle timeout", lasting(spec.GetIdleTimeout()))
 	s.section("Program", "main process", strings.Join(vm.GetMain().GetArgs(), " "), "user", vm.GetMain().GetUser(),
 		"directory", vm.GetMain().GetDir(), "image's ports", strings.Join(vm.GetExposedPorts(), ", "))
 	s.section("Environment", sortedPairs(spec.GetEnv())...)
@@ -130,6 +133,22 @@ func writeVM(w io.Writer, paint painter, vm *bangerv1.VM, now time.Time) error {
 	s.section("Last start", stages...)
 	_, err := io.WriteString(w, s.b.String())
 	return err
+}
+
+// weight is empty for the default.
+func weight(n int32) string {
+	if n == 0 || n == microvm.DefaultWeight {
+		return ""
+	}
+	return itoa(n)
+}
+
+// lasting is empty for none.
+func lasting(d *durationpb.Duration) string {
+	if d.AsDuration() == 0 {
+		return ""
+	}
+	return d.AsDuration().String()
 }
 
 func sortedPairs(m map[string]string) []string {

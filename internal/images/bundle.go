@@ -20,6 +20,7 @@ import (
 	"strings"
 	"time"
 
+	"aead.dev/minisign"
 	"github.com/klauspost/compress/zstd"
 
 	"banger/internal/fault"
@@ -32,7 +33,10 @@ import (
 type Bundle struct {
 	URL    string `json:"url"`    // https, or the absolute path of a file; plain http only for loopback addresses
 	SHA256 string `json:"sha256"` // of the bundle, in hexadecimal
-	Size   int64  `json:"size"`   // bytes; 0: not known
+	// Minisign is a public key of minisign, "RW...", base64. If it is given, URL with ".minisig" at its end must be a signature
+	// of the bundle by that key.
+	Minisign string `json:"minisign"`
+	Size     int64  `json:"size"` // bytes; 0: not known
 }
 
 // bundleManifest is what a bundle says of its image.
@@ -46,6 +50,43 @@ func (b Bundle) validate() error {
 	}
 	if b.Size < 0 || !filepath.IsAbs(b.URL) && !isURL(b.URL) {
 		return errors.New("bad size or URL of the bundle: write https://... or an absolute path")
+	}
+	if b.Minisign != "" {
+		if _, err := b.key(); err != nil {
+			return fmt.Errorf("bad public key of the bundle: %w", err)
+		}
+	}
+	return nil
+}
+
+// key parses the public key.
+func (b Bundle) key() (minisign.PublicKey, error) {
+	var key minisign.PublicKey
+	err := key.UnmarshalText([]byte(b.Minisign))
+	return key, err
+}
+
+// maxSignature bounds a signature's file with its comments, in bytes.
+const maxSignature = 16 << 10
+
+// verify compares what was read of a bundle with its signature.
+func (b Bundle) verify(ctx context.Context, read *minisign.Reader) error {
+	key, err := b.key()
+	if err != nil {
+		return err
+	}
+	file, err := open(ctx, b.URL+".minisig")
+	if err != nil {
+		return fmt.Errorf("fetch the bundle's signature: %w", err)
+	}
+	defer file.Close() //nolint:errcheck // only read
+	text, err := io.ReadAll(io.LimitReader(file, maxSignature))
+	if err != nil {
+		return fmt.Errorf("fetch the bundle's signature: %w", err)
+	}
+	if !read.Verify(key, text) {
+		return fault.New(fault.Corrupt, "the bundle's signature is not one by the key that the catalogue names").
+			WithHint("ask whoever publishes %s; do not use it until then", b.URL)
 	}
 	return nil
 }
@@ -140,13 +181,17 @@ func (s *shelf) unbundle(ctx context.Context, work string, e Entry, sink progres
 		return fmt.Errorf("fetch bundle: %w", err)
 	}
 	defer body.Close() //nolint:errcheck // only read
-	sum := &summed{r: body, hash: sha256.New(), sink: sink, stage: "fetch bundle " + path.Base(e.Bundle.URL), total: e.Bundle.Size}
+	signed := minisign.NewReader(body)
+	sum := &summed{r: signed, hash: sha256.New(), sink: sink, stage: "fetch bundle " + path.Base(e.Bundle.URL), total: e.Bundle.Size}
 	c := content{name: e.Name, about: nameFile{Source: "catalog:" + e.Name, Config: &oci.Config{}}}
 	c.tar = func(_ context.Context, w io.Writer) error { return sum.unpack(w, c.about.Config) }
 	end := sink.Stage(sum.stage)
 	file, about, blob, err := convert(ctx, work, c)
 	if err == nil {
 		err = sum.check(e.Bundle.SHA256)
+	}
+	if err == nil && e.Bundle.Minisign != "" {
+		err = e.Bundle.verify(ctx, signed)
 	}
 	end(err)
 	if err != nil {

@@ -13,6 +13,7 @@ import (
 	"strings"
 	"testing"
 
+	"aead.dev/minisign"
 	"github.com/klauspost/compress/zstd"
 
 	"banger/internal/fault"
@@ -99,6 +100,60 @@ func TestBundle(t *testing.T) {
 	}
 }
 
+// A bundle whose entry names a key is taken only with a signature by that key.
+func TestSignedBundle(t *testing.T) {
+	t.Parallel()
+	bundle := compressed(t, tarOf(t, "manifest.json", "{}", "rootfs.tar", string(tarOf(t, "bin/sh", "x"))))
+	public, private, err := minisign.GenerateKey(nil)
+	if err != nil {
+		t.Fatal(err)
+	}
+	_, stranger, err := minisign.GenerateKey(nil)
+	if err != nil {
+		t.Fatal(err)
+	}
+	sign := func(key minisign.PrivateKey, text []byte) []byte {
+		r := minisign.NewReader(bytes.NewReader(text))
+		if _, err := io.Copy(io.Discard, r); err != nil {
+			t.Fatal(err)
+		}
+		return r.Sign(key) // prehashed, as minisign does since 0.10
+	}
+	for _, tt := range []struct {
+		name      string
+		signature []byte
+		kind      fault.Kind
+	}{
+		{"genuine", sign(private, bundle), 0},
+		{"by a stranger", sign(stranger, bundle), fault.Corrupt},
+		{"of something else", sign(private, bundle[1:]), fault.Corrupt},
+		{"no signature", []byte("junk"), fault.Corrupt},
+		{"missing", nil, fault.NotFound},
+	} {
+		file := filepath.Join(t.TempDir(), "bundle")
+		if err := os.WriteFile(file, bundle, 0o600); err != nil {
+			t.Fatal(err)
+		}
+		if tt.signature != nil {
+			if err := os.WriteFile(file+".minisig", tt.signature, 0o600); err != nil {
+				t.Fatal(err)
+			}
+		}
+		s := newPuller(t, &fakeSources{}, nil)
+		s.source.Location = filepath.Join(t.TempDir(), "catalog.json")
+		text := fmt.Sprintf(`{"mine": {"description": "d", "bundle": {"url": %q, "sha256": %q, "minisign": %q}}}`, file, hexSum(bundle), public)
+		if err := os.WriteFile(s.source.Location, []byte(text), 0o600); err != nil {
+			t.Fatal(err)
+		}
+		if _, err := s.Ensure(t.Context(), "mine", nil); fault.KindOf(err) != tt.kind && (err != nil || tt.kind != 0) {
+			t.Errorf("%s: %v", tt.name, err)
+		}
+		if items, err := s.Items(t.Context()); err != nil || (len(items) == 1) != (tt.kind == 0) {
+			t.Errorf("%s: published %v, %v", tt.name, items, err)
+		}
+	}
+}
+
 func TestFetchedCatalog(t *testing.T) {
 	t.Parallel()
 	const text = `{"mine": {"suite": "bookworm", "description": "d"}}`
@@ -133,6 +188,7 @@ func TestParseCatalog(t *testing.T) {
 		"no JSON": "{", "bad name": `{"A b": {"suite": "x"}}`, "neither": `{"a": {}}`,
 		"shell": `{"a": {"suite": "x", "remove": ["/x; rm -rf /"]}}`, "option": `{"a": {"suite": "x", "packages": ["-o"]}}`,
 		"out": `{"a": {"suite": "x", "remove": ["/../etc"]}}`, "no base": `{"a": {"base": "b"}}`,
+		"no key": `{"a": {"bundle": {"url": "https://h/x", "minisign": "RWx", "sha256": "` + strings.Repeat("a", 64) + `"}}}`,
 		"no sum": `{"a": {"bundle": {"url": "https://h/x"}}}`, "plain http": `{"a": {"bundle": {"url": "http://h/x", "sha256": "` + strings.Repeat("a", 64) + `"}}}`,
 	} {
 		if _, err := parseCatalog([]byte(text)); !fault.Is(err, fault.Invalid) {
