@@ -87,7 +87,7 @@ func newRoot(a *app) *cobra.Command {
 	operation := newGroup("operation", "Long work of the daemon", operationHelp, "  banger operation list\n  banger operation watch 3f2a")
 	operation.AddCommand(newOperationList(a), newOperationWatch(a), newOperationCancel(a))
 	add("nouns", vm, image, kernel, operation, daemon)
-	add("rest", newEvents(a), newDoctor(a), newVersion(a), newCompletion())
+	add("rest", newEvents(a), newDoctor(a), newBenchmark(a), newVersion(a), newCompletion())
 	add("rest", newMonitor(a)) // hidden
 	return root
 }

@@ -173,6 +173,23 @@ func (a *attachment) waitReady(ctx context.Context) (monitorlink.Status, error) 
 	}
 }
 
+// waitPaused waits until it is known here that the guest is paused, or is not; or that the monitor has ended.
+func (a *attachment) waitPaused(ctx context.Context, paused bool) error {
+	for {
+		st, changed := a.get()
+		if st.Paused == paused {
+			return nil
+		}
+		select {
+		case <-changed:
+		case <-a.done:
+			return nil
+		case <-ctx.Done():
+			return context.Cause(ctx)
+		}
+	}
+}
+
 // endedError says that a VM ended while it was being started.
 type endedError struct{ exit monitorlink.Exit }
 

@@ -113,24 +113,28 @@ func (s *core) freeze(ctx context.Context, ref, op string, to microvm.State) (In
 	}
 	ctx, cancel := h.interruptible(context.WithoutCancel(ctx))
 	defer cancel()
-	ask := func(do func(context.Context) error) error {
+	// When it is done it is seen to be done: an exec that comes right after a resume finds the VM running.
+	ask := func(do func(context.Context) error, paused bool) error {
 		ctx, cancel := context.WithTimeoutCause(ctx, freezeTimeout,
 			fault.New(fault.Timeout, "%s VM %s: its monitor does not answer", op, h.vm.Name).WithHint("end it: banger vm kill %s", h.vm.Name))
 		defer cancel()
-		return do(ctx)
+		if err := do(ctx); err != nil {
+			return err
+		}
+		return a.waitPaused(ctx, paused)
 	}
-	act, undo := a.client.Pause, a.client.Resume
+	act, undo, paused := a.client.Pause, a.client.Resume, true
 	if to == microvm.Running {
-		act, undo = undo, act
+		act, undo, paused = undo, act, false
 	}
-	if err := ask(act); err != nil {
+	if err := ask(act, paused); err != nil {
 		return Info{}, err
 	}
 	if h.vm.State == to {
 		return h.info(ctx)
 	}
 	if err := h.store.SetState(ctx, h.vm.ID, store.Change{To: to}); err != nil {
-		return Info{}, errors.Join(err, ask(undo))
+		return Info{}, errors.Join(err, ask(undo, !paused))
 	}
 	if to == microvm.Running {
 		set, cancel := context.WithTimeout(ctx, askTimeout)

@@ -33,8 +33,8 @@ func tiers() []tier {
 		{name: "tools", dir: "tools"},
 		// The fake backend stands in for a VMM; everything else in those tests is real.
 		{name: "unit", args: []string{"-race", "-tags", "fakevmm"}},
-		// One package at a time: the tests within it start VMs side by side already.
-		{name: "vm", tag: "vm", args: []string{"-timeout", "30m", "-p", "1"}},
+		// Two packages at a time: one alone waits for guests a third of the time, and more would only be in each other's way.
+		{name: "vm", tag: "vm", args: []string{"-timeout", "30m", "-p", "2"}},
 	}
 }
 
