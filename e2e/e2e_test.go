@@ -190,12 +190,28 @@ func setup(env *testscript.Env) error {
 	if err := shared.plant(env.WorkDir); err != nil {
 		return err
 	}
+	if err := withoutTemplates(filepath.Join(env.WorkDir, "config", "banger", "config.toml")); err != nil {
+		return err
+	}
 	environ := append(os.Environ(), env.Vars...)
 	env.Defer(func() {
 		takeDown(environ, env.WorkDir)
 		_ = os.RemoveAll(run)
 	})
 	return nil
+}
+
+// withoutTemplates turns templates off in a configuration that does not speak of them: one would be made in the background
+// after the first boot of every scenario.
+func withoutTemplates(path string) error {
+	text, err := os.ReadFile(path)
+	if err != nil && !errors.Is(err, fs.ErrNotExist) || strings.Contains(string(text), "[templates]") {
+		return err
+	}
+	if err := os.MkdirAll(filepath.Dir(path), 0o700); err != nil {
+		return err
+	}
+	return os.WriteFile(path, append([]byte("[templates]\nenabled = false\n\n"), text...), 0o600)
 }
 
 // takeDown ends a scenario's VMs and daemon by banger's own means, then whatever is still there.

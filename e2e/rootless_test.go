@@ -62,6 +62,9 @@ func newPlain(t *testing.T) plain {
 			t.Fatalf("copy %s: %v\n%s", c[0], err, out)
 		}
 	}
+	if err := withoutTemplates(filepath.Join(p.dir, "config/banger/config.toml")); err != nil {
+		t.Fatal(err)
+	}
 	if out, err := exec.Command("chown", "-R", nobodyID+":"+nobodyID, p.dir, p.run).CombinedOutput(); err != nil {
 		t.Fatalf("chown: %v\n%s", err, out)
 	}
@@ -124,7 +127,7 @@ func TestRootless(t *testing.T) {
 		nobodyID+"\n"+nobodyID+"\nCapBnd:\t0000000000000000\n" {
 		t.Fatalf("the user is %q", out)
 	}
-	if out, status := p.do("banger", "run", "--rm", "--quiet", "--init", "agent", "--", "sh", "-c", "id -u; exit 7"); out != "0\n" || status != 7 {
+	if out, status := p.do("banger", "run", "--rm", "--no-template", "--quiet", "--init", "agent", "--", "sh", "-c", "id -u; exit 7"); out != "0\n" || status != 7 {
 		t.Errorf("run: %q, status %d", out, status)
 	}
 	p.must("banger", "vm", "create", "--name", "box", "--init", "agent")
@@ -140,6 +143,13 @@ func TestRootless(t *testing.T) {
 			t.Errorf("the %s has more than its user: %v\n%s", what, err, status)
 		}
 	}
+	if out := p.must("banger", "fork", "box", "--name", "copy"); out != "copy\n" {
+		t.Errorf("fork: %q", out)
+	}
+	if out := p.must("banger", "exec", "copy", "--", "stat", "-c", "%u:%g", "/root/d"); out != "12:34\n" {
+		t.Errorf("in the copy the directory's owner is %q", out)
+	}
+	p.must("banger", "rm", "--force", "copy")
 	p.must("banger", "stop", "box")
 	p.must("banger", "start", "box")
 	if out := p.must("banger", "exec", "box", "--", "stat", "-c", "%u:%g", "/root/d"); out != "12:34\n" {

@@ -141,7 +141,7 @@ func coldRun(ctx context.Context, b *bed, rounds int) ([]figure, error) {
 		}
 		v.close()
 		floor = append(floor, d)
-		d, text, err := b.timed(ctx, "run", "--rm", "--quiet", "--timings", "--init", "agent", "--", "true")
+		d, text, err := b.timed(ctx, "run", "--rm", "--no-template", "--quiet", "--timings", "--init", "agent", "--", "true")
 		if err != nil {
 			return nil, err
 		}

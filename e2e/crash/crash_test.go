@@ -135,6 +135,7 @@ func (b *bed) sow() {
 	b.write(filepath.Join(kernel, "manifest.json"), map[string]any{
 		"format": 1, "name": "dummy", "release": "1", "digest": "sha256:" + sum, "files": map[string]string{"vmlinuz": "sha256:" + sum, "modules.ext4": "sha256:" + sum},
 	})
+	b.write(filepath.Join(b.home, "config", "banger", "config.toml"), "[templates]\nenabled = false\n")
 	b.write(filepath.Join(kernel, "vmlinuz"), "a kernel")
 	b.write(filepath.Join(kernel, "modules.ext4"), "modules")
 	b.write(filepath.Join(kernel, "boot", "1", "modules.dep"), "")

@@ -38,7 +38,9 @@ func table() map[string]entry {
 		"config":                          {layer: mechanism},
 		"debian":                          {layer: mechanism, may: []string{"hostexec"}},
 		"depot":                           {layer: mechanism},
+		"diskcopy":                        {layer: mechanism},
 		"ext4":                            {layer: mechanism},
+		"filetar":                         {layer: mechanism},
 		generated:                         {layer: mechanism},
 		"gitsync":                         {layer: mechanism, may: []string{"hostexec"}},
 		"guestlink":                       {layer: mechanism, may: []string{"guestproto"}},
@@ -51,7 +53,7 @@ func table() map[string]entry {
 		"hypervisor/firecracker":          {layer: mechanism, may: []string{"hypervisor", "hostexec"}},
 		"hypervisor/hypervisortest":       {layer: mechanism, may: []string{"hypervisor", "hostexec"}},
 		"hypervisor/hypervisortest/guest": {layer: mechanism},
-		"hypervisor/qemu":                 {layer: mechanism, may: []string{"hypervisor", "hostexec"}},
+		"hypervisor/qemu":                 {layer: mechanism, may: []string{"diskcopy", "hypervisor", "hostexec"}},
 		"initramfs":                       {layer: mechanism, may: []string{"hostexec", "kmod"}},
 		"journal":                         {layer: mechanism},
 		"kernelimage":                     {layer: mechanism},
@@ -61,6 +63,7 @@ func table() map[string]entry {
 		"operations":                      {layer: mechanism},
 		"packages":                        {layer: mechanism},
 		"overlay":                         {layer: mechanism, may: []string{"ext4"}},
+		"relay":                           {layer: mechanism},
 		"rootfs":                          {layer: mechanism, may: []string{"hostexec"}},
 		"store":                           {layer: mechanism, may: []string{"journal"}},
 		"usernet":                         {layer: mechanism},
@@ -70,9 +73,9 @@ func table() map[string]entry {
 			"config", "debian", "depot", "hostexec", "rootfs", "initramfs", "kernelimage", "kmod", "packages", "store",
 		}},
 		"machines": {layer: service, may: []string{
-			"cgroup", "config", "guestlink", "guestproto", "hypervisor", "initramfs", "journal", "monitorlink", "rootfs", "store",
+			"cgroup", "config", "diskcopy", "guestlink", "guestproto", "hypervisor", "initramfs", "journal", "monitorlink", "rootfs", "store",
 		}},
-		"workspaces": {layer: service, may: []string{"config", "gitsync", "guestlink", "guestproto", "store"}},
+		"workspaces": {layer: service, may: []string{"config", "filetar", "gitsync", "guestlink", "guestproto", "store"}},
 
 		"rpcapi": {layer: translator, may: []string{
 			generated, "config", "guestlink", "guestproto", "hypervisor", "images", "journal", "kernels", "machines", "monitorlink",
@@ -80,15 +83,15 @@ func table() map[string]entry {
 		}},
 		"rpcclient": {layer: translator, may: []string{generated, "config", "hostexec"}},
 
-		"cli": {layer: root, may: []string{generated, "config", "gitsync", "hostexec", "rpcclient"}},
+		"cli": {layer: root, may: []string{generated, "config", "filetar", "gitsync", "hostexec", "relay", "rpcclient"}},
 		"daemon": {layer: root, may: []string{
 			generated, "backends", "cgroup", "config", "debian", "depot", "gitsync", "guestlink", "homefiles", "hostexec", "ext4", "hypervisor", "images", "initramfs",
 			"journal", "kernels", "machines", "monitorlink", "oci", "operations", "rootfs", "rpcapi", "store", "usernet", "workspaces",
 		}},
-		"guestagent": {layer: root, may: []string{"guestproto"}},
+		"guestagent": {layer: root, may: []string{"filetar", "guestproto"}},
 		"helper":     {layer: root, may: []string{"config", "hostexec", "hostnet"}},
 		"monitor": {layer: root, may: []string{
-			"backends", "cgroup", "config", "guestlink", "guestproto", "hostexec", "hypervisor", "monitorlink", "usernet",
+			"backends", "cgroup", "config", "diskcopy", "guestlink", "guestproto", "hostexec", "hypervisor", "monitorlink", "relay", "usernet",
 		}},
 	}
 }

@@ -64,7 +64,26 @@ type benchCase struct {
 func benchCases() []benchCase {
 	return []benchCase{
 		{"run", "run --rm -- true, from a cold boot", "seconds", 4, func(ctx context.Context, b *benchBed) (float64, error) {
+			return b.timed(ctx, b.run("--rm", "--no-template", "--", "true")...)
+		}},
+		{"template", "run --rm -- true, restored from a template", "seconds", 1, func(ctx context.Context, b *benchBed) (float64, error) {
+			if !b.built {
+				if _, err := b.timed(ctx, append([]string{"template", "build"}, b.spec...)...); err != nil {
+					return 0, err
+				}
+				b.built = true
+			}
 			return b.timed(ctx, b.run("--rm", "--", "true")...)
+		}},
+		{"fork", "fork of a running VM, and exec -- true in the copy", "seconds", 4, func(ctx context.Context, b *benchBed) (float64, error) {
+			const copied = "bench-fork"
+			took, err := b.timed(ctx, "fork", b.vm, "--name", copied)
+			if err != nil {
+				return 0, err
+			}
+			first, err := b.timed(ctx, "exec", copied, "--", "true")
+			_, gone := b.timed(ctx, "vm", "delete", "--force", copied)
+			return took + first, errors.Join(err, gone)
 		}},
 		{"exec", "exec -- true in a running VM", "seconds", 1, func(ctx context.Context, b *benchBed) (float64, error) {
 			return b.timed(ctx, "exec", b.vm, "--", "true")
@@ -177,6 +196,8 @@ type benchBed struct {
 	vm   string
 	spec []string
 	view benchView
+
+	built bool // the template is there
 }
 
 func newBenchBed(ctx context.Context, a *app, f *benchFlags) (*benchBed, error) {

@@ -96,10 +96,11 @@ type vmView struct {
 type programView struct {
 	Main         *processView `json:"main"`          // its main process; null: none
 	ExposedPorts []string     `json:"exposed_ports"` // that its image says it listens on
+	Published    []portMap    `json:"published"`     // while it runs
 }
 
 func viewProgram(vm *bangerv1.VM) programView {
-	v := programView{ExposedPorts: append([]string{}, vm.GetExposedPorts()...)}
+	v := programView{ExposedPorts: append([]string{}, vm.GetExposedPorts()...), Published: published(vm)}
 	if m := vm.GetMain(); m != nil {
 		v.Main = &processView{append([]string{}, m.GetArgs()...), m.GetDir(), m.GetUser()}
 	}
@@ -125,6 +126,7 @@ type specView struct {
 	Backend  string            `json:"backend"`
 	Env      map[string]string `json:"env"`
 	Labels   map[string]string `json:"labels"`
+	Publish  []string          `json:"publish"` // [address:]hostport:guestport[/udp]
 }
 
 // runtimeView is the part of a VM that is known while it runs; empty else.
@@ -165,6 +167,7 @@ func viewSpec(s *bangerv1.Spec) specView {
 	v := specView{
 		Image: s.GetImage(), Kernel: s.GetKernel(), VCPUs: s.GetVcpus(), Memory: s.GetMemory(), DiskSize: s.GetDiskSize(),
 		Init: s.GetInit(), Net: s.GetNet(), Backend: s.GetBackend(), Env: s.GetEnv(), Labels: s.GetLabels(),
+		Publish: append([]string{}, s.GetPublish()...),
 	}
 	if v.Env == nil {
 		v.Env = map[string]string{}

@@ -30,6 +30,14 @@ The common command is run, which creates a VM, starts it and attaches you to it:
 What next: exec runs more commands in the VM, stop ends it and keeps its disks, start boots it again,
 delete removes every trace of it.`
 
+const workspaceHelp = `A workspace is a repository of the host's that was put into a VM. Git is the way back: what has changed there comes as a patch,
+as a branch, or merged into the host's files.
+
+  banger vm workspace prepare devbox .
+  banger vm workspace diff devbox
+
+What next: export makes a patch or a branch of it, apply merges it.`
+
 const imageHelp = `An image is the file system that a VM starts with. Images of the catalogue are built, those of registries are fetched,
 on first use; archives are imported.
 
@@ -71,12 +79,15 @@ func newRoot(a *app) *cobra.Command {
 			root.AddCommand(c)
 		}
 	}
-	add("daily", newRun(a), newList(a, "ps"), newExec(a), newStart(a), newStop(a), newDelete(a, "rm"), newLogs(a))
+	add("daily", newRun(a), newList(a, "ps"), newExec(a), newCopy(a), newStart(a), newStop(a), newDelete(a, "rm"), newLogs(a), newFork(a))
 
 	vm := newGroup("vm", "Virtual machines", vmHelp, "  banger vm run --name devbox\n  banger vm list\n  banger vm exec devbox -- uname -a")
 	vm.AddCommand(newRun(a), newCreate(a), newStart(a), newStop(a), newRestart(a), newKill(a), newPause(a), newResume(a),
 		newDelete(a, "delete"), newPrune(a), newList(a, "list"), newWait(a), newHealth(a), newSet(a),
-		newShow(a), newStats(a), newTop(a), newPorts(a), newExec(a), newLogs(a), newConsole(a))
+		newShow(a), newStats(a), newTop(a), newPorts(a), newExec(a), newCopy(a), newPortForward(a), newLogs(a), newConsole(a))
+	workspace := newGroup("workspace", "What goes between a repository and a VM", workspaceHelp, "  banger vm workspace diff devbox\n  banger vm workspace apply devbox")
+	workspace.AddCommand(newWorkspacePrepare(a), newWorkspaceDiff(a), newWorkspaceExport(a), newWorkspaceApply(a))
+	vm.AddCommand(workspace, newFork(a), newSnapshot(a))
 	image := newGroup("image", "Images", imageHelp, "  banger image list\n  banger image pull alpine:3.20\n  docker save app:dev | banger image import -")
 	image.AddCommand(newImageList(a), newImageShow(a), newImagePull(a), newImageImport(a), newImageRegister(a), newImageDelete(a), newImagePrune(a),
 		newImagePromote(a), newImageExport(a), newImagePush(a))
@@ -86,7 +97,7 @@ func newRoot(a *app) *cobra.Command {
 	daemon.AddCommand(newDaemonStatus(a), newDaemonStop(a), newDaemonLogs(a), newDaemonRun(a))
 	operation := newGroup("operation", "Long work of the daemon", operationHelp, "  banger operation list\n  banger operation watch 3f2a")
 	operation.AddCommand(newOperationList(a), newOperationWatch(a), newOperationCancel(a))
-	add("nouns", vm, image, kernel, operation, daemon)
+	add("nouns", vm, image, kernel, newTemplateGroup(a), operation, daemon)
 	add("rest", newEvents(a), newDoctor(a), newBenchmark(a), newVersion(a), newCompletion())
 	add("rest", newMonitor(a)) // hidden
 	return root

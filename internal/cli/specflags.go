@@ -29,6 +29,7 @@ type specFlags struct {
 	ttl      time.Duration
 	idle     time.Duration
 	weights  weightFlags
+	publish  []string
 }
 
 func (s *specFlags) register(a *app, cmd *cobra.Command) {
@@ -48,6 +49,8 @@ func (s *specFlags) register(a *app, cmd *cobra.Command) {
 	f.StringArrayVar(&s.labels, "label", nil, "`KEY=VALUE` to know the VM by; may be repeated")
 	f.DurationVar(&s.ttl, "ttl", 0, "shut the VM down this long after each start: 8h")
 	f.DurationVar(&s.idle, "idle-timeout", 0, "shut the VM down when nothing has happened in it for so long: 30m")
+	f.StringArrayVarP(&s.publish, "publish", "p", nil, publishUsage)
+	complete(cmd, "publish", noCompletion)
 	s.weights.register(cmd)
 	complete(cmd, "image", completer{a}.images)
 	complete(cmd, "kernel", completer{a}.kernels)
@@ -81,6 +84,9 @@ func (s *specFlags) request(a *app, cmd *cobra.Command) (*bangerv1.CreateRequest
 	if s.ttl < 0 || s.idle < 0 {
 		return nil, usagef("a negative time to live or idle timeout").withHint("use a time such as 30m")
 	}
+	if _, err := microvm.ParsePublished(s.publish); err != nil {
+		return nil, asUsage(err)
+	}
 	env, err := a.environment(s.env)
 	if err != nil {
 		return nil, err
@@ -95,7 +101,7 @@ func (s *specFlags) request(a *app, cmd *cobra.Command) (*bangerv1.CreateRequest
 		Memory: int64(s.memory), DiskSize: int64(s.diskSize),
 		Init: s.init.value, Net: s.net.value, Backend: s.backend,
 		Env: env, Labels: labels, Ttl: optional(s.ttl), IdleTimeout: optional(s.idle),
-		CpuWeight: s.weights.cpu, IoWeight: s.weights.io,
+		Publish: s.publish, CpuWeight: s.weights.cpu, IoWeight: s.weights.io,
 	}}, nil
 }
 

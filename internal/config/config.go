@@ -49,6 +49,7 @@ type Config struct {
 	Network  Network
 	Images   Images
 	Kernels  Kernels
+	Template Templates
 	Home     Home
 	Daemon   Daemon
 }
@@ -104,6 +105,12 @@ type Kernels struct {
 	Catalog Value[string]
 }
 
+// Templates says how VMs are restored instead of booted.
+type Templates struct {
+	Enabled Value[bool]
+	MaxSize Value[int64] // bytes of disk that all of them may take up
+}
+
 // Daemon is how the daemon itself behaves.
 type Daemon struct {
 	LogLevel Value[slog.Level]
@@ -143,6 +150,7 @@ func load(env func(string) string, h host) (Config, error) {
 	c.Kernels.Catalog.From = BuiltIn
 	c.Home.Files.From, c.Home.GitIdentity = BuiltIn, Value[bool]{true, BuiltIn}
 	c.Daemon.LogLevel = Value[slog.Level]{slog.LevelInfo, BuiltIn}
+	c.Template = Templates{Enabled: Value[bool]{true, BuiltIn}, MaxSize: Value[int64]{10 << 30, BuiltIn}}
 	c.Daemon.MemoryOvercommit = Value[Overcommit]{OvercommitWarn, BuiltIn}
 	file, explicit, err := locateFile(env)
 	if err != nil {

@@ -107,6 +107,8 @@ func (c *Config) settings() map[string]func(any) error {
 		"vm_defaults.cpu_weight":   setting(&vm.CPUWeight, weight),
 		"vm_defaults.io_weight":    setting(&vm.IOWeight, weight),
 		"kernels.catalog":          setting(&c.Kernels.Catalog, absolutePath),
+		"templates.enabled":        setting(&c.Template.Enabled, boolean),
+		"templates.max_size":       setting(&c.Template.MaxSize, size(0, 1<<50, 1)),
 		"network.allow":            setting(&c.Network.Allow, prefixes),
 		"file_sync":                setting(&c.Home.Files, fileSyncs),
 		"home.git_identity":        setting(&c.Home.GitIdentity, boolean),

@@ -97,8 +97,17 @@ func (p Paths) Images() string { return filepath.Join(p.State, "images") }
 // Kernels is the folder of the kernel store.
 func (p Paths) Kernels() string { return filepath.Join(p.State, "kernels") }
 
+// Workspaces is the directory of work in progress on what goes into VMs, and comes out of them.
+func (p Paths) Workspaces() string { return filepath.Join(p.State, "workspaces") }
+
 // VMs is the folder that holds, by its id, a folder for each VM: its disks, its logs and what its monitor recorded.
 func (p Paths) VMs() string { return filepath.Join(p.State, "vms") }
+
+// Templates is the folder that holds, by its id, a folder for each template.
+func (p Paths) Templates() string { return filepath.Join(p.State, "templates") }
+
+// Forks is the folder that holds what lasts as long as a fork takes.
+func (p Paths) Forks() string { return filepath.Join(p.State, "forks") }
 
 // VMRuntimes is the folder that holds, by its id, a folder for each VM that runs: its sockets and locks.
 func (p Paths) VMRuntimes() string { return filepath.Join(p.Runtime, "vms") }
@@ -122,7 +131,7 @@ func (p Paths) EnsureDirs() error {
 	if err := ensureRuntime(p.Runtime, os.Geteuid()); err != nil {
 		return err
 	}
-	for _, dir := range []string{p.VMRuntimes(), p.State, p.Cache, p.VMs(), p.Images(), p.Kernels()} {
+	for _, dir := range []string{p.VMRuntimes(), p.State, p.Cache, p.VMs(), p.Images(), p.Kernels(), p.Templates(), p.Forks()} {
 		if err := ensure(dir, os.Geteuid(), os.Stat); err != nil {
 			return err
 		}

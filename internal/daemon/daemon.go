@@ -31,6 +31,7 @@ import (
 	"banger/internal/operations"
 	"banger/internal/rpcapi"
 	"banger/internal/store"
+	"banger/internal/workspaces"
 )
 
 // Options is what the daemon is told by whoever starts it.
@@ -75,12 +76,17 @@ func Run(ctx context.Context, o Options) error {
 	}
 	cgroups, noCgroups := cgroup.Find()
 	st, so, ho := breakable(db, sources{im, ks, o.Guest}, host)
+	templates := machines.TemplateConfig{Dir: paths.Templates(), MaxSize: o.Config.Template.MaxSize.Value, Delay: templateDelay}
+	if !o.Config.Template.Enabled.Value {
+		templates.Dir = ""
+	}
 	vms := machines.New(machines.Config{
 		VMs: paths.VMs(), Runtime: paths.VMRuntimes(), Defaults: o.Config.VM.Spec(), EgressAllow: o.Config.Network.Allow.Value,
 		Home:       homefiles.New(o.Config.Home, os.Getenv("HOME")),
 		HostMemory: config.HostMemory(), Overcommit: o.Config.Daemon.MemoryOvercommit.Value,
-		Cgroups: cgroups, NoCgroups: noCgroups,
+		Cgroups: cgroups, NoCgroups: noCgroups, Templates: templates, Forks: paths.Forks(),
 	}, st, so, ho, o.Log)
+	ws := workspaces.New(paths.Workspaces(), db, o.Log)
 	self := &self{options: o, machines: vms, images: im, kernels: ks, host: host, started: time.Now(), stop: cancel}
 
 	// The services go on until the operations, which need them, have ended.
@@ -94,13 +100,16 @@ func Run(ctx context.Context, o Options) error {
 	services.Go(func() { vms.Run(servicesCtx) })
 	services.Go(func() { host.warm(servicesCtx, o.Log) })
 	work.Go(func() { ops.Run(ctx, drainTimeout) })
-	if err := errors.Join(im.Recover(ctx), ks.Recover(ctx), vms.Recover(ctx)); err != nil {
+	if err := errors.Join(im.Recover(ctx), ks.Recover(ctx), ws.Recover(ctx), vms.Recover(ctx)); err != nil {
 		o.Log.Error("recover", "err", err) // what could not be mended stays findable; the rest works
 	}
 	return serve(ctx, listener, rpcapi.Handler(rpcapi.Services{
-		Machines: vms, Images: im, Kernels: ks, Operations: ops, Journal: db.Journal(), System: self,
+		Machines: vms, Images: im, Kernels: ks, Workspaces: ws, Operations: ops, Journal: db.Journal(), System: self,
 	}), o)
 }
+
+// templateDelay is how long the making of a template waits, so that it is not in the way of the command of the VM before it.
+const templateDelay = 3 * time.Second
 
 // drainTimeout is how long calls under way may take to end when the daemon does.
 const drainTimeout = 2 * time.Second
@@ -110,7 +119,7 @@ func serve(ctx context.Context, ln net.Listener, h http.Handler, o Options) erro
 	protocols.SetHTTP1(true)
 	protocols.SetUnencryptedHTTP2(true)
 	server := &http.Server{
-		Handler: h, Protocols: &protocols, ReadHeaderTimeout: 10 * time.Second,
+		Handler: h, Protocols: &protocols, HTTP2: rpcapi.HTTP2(), ReadHeaderTimeout: 10 * time.Second,
 		ErrorLog: slog.NewLogLogger(o.Log.Handler(), slog.LevelWarn),
 	}
 	ended := make(chan error, 1)

@@ -71,7 +71,7 @@ func (h *host) Hypervisor(ctx context.Context, wanted string) (machines.Hypervis
 				timeout = bootTimeoutKVM
 			}
 			return machines.Hypervisor{
-				Backend: c.Name, Accelerator: b.Accelerator, Reason: b.Reason, Host: b.Host, BootTimeout: timeout,
+				Backend: c.Name, Accelerator: b.Accelerator, Version: b.Version, Reason: b.Reason, Host: b.Host, BootTimeout: timeout,
 			}, nil
 		}
 		if first == nil {

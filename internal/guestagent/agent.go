@@ -12,7 +12,7 @@
 //
 // Lifecycle: Serve runs in its caller and has, per session, yamux's two goroutines and one per stream; the streams' end
 // with the session, but a process that has to be hung up may take its grace longer. Locks: children.mu orders starting,
-// signalling and reaping of processes, and is held over fork and exec; Agent.mu guards the environment only.
+// signalling and reaping of processes, and is held over fork and exec; Agent.mu guards the environment and the boot id only.
 package guestagent
 
 import (
@@ -20,6 +20,7 @@ import (
 	"context"
 	"encoding/json"
 	"errors"
+	"fmt"
 	"io"
 	"os"
 	"strings"
@@ -50,7 +51,8 @@ var errHangup = errors.New("the host closed the link")
 // System is what an agent may do to the machine it runs on.
 type System interface {
 	// Renew reseeds the kernel's random numbers and makes the clock no earlier than the preamble says. It is called
-	// before a session serves anything.
+	// before a session serves anything; after an error the session serves nothing at all, for a copy of the guest may
+	// have the same random numbers.
 	Renew(p guestproto.Preamble) error
 	// Identify sets what is set in id, the environment aside.
 	Identify(id guestproto.Identity) error
@@ -70,8 +72,9 @@ type Agent struct {
 	system   System
 	children *children
 
-	mu  sync.Mutex
-	env []string // of every command, on top of the base environment
+	mu     sync.Mutex
+	env    []string // of every command, on top of the base environment
+	bootID string   // as it was given; empty: the kernel's own
 
 	main mainProcess
 }
@@ -106,8 +109,12 @@ func (a *Agent) Serve(ctx context.Context, link Link) error {
 
 // session answers one preamble and serves until the session has ended, whatever ended it. Its error is that of the answer.
 func (a *Agent) session(ctx context.Context, link Link, r *bufio.Reader, p guestproto.Preamble) error {
-	// A failure here is told by the log of the kernel at most; without the clock the guest is still of use.
-	_ = a.system.Renew(p)
+	if err := a.system.Renew(p); err != nil {
+		console := a.system.Console()
+		_, _ = fmt.Fprintf(console, "\nbanger-guest: serve nobody: %v\n", err)
+		_ = console.Close()
+		return nil // the next preamble may fare better
+	}
 	answer, err := guestproto.AppendAnswer(nil, p.ID, a.hello())
 	if err != nil {
 		return err
@@ -144,8 +151,13 @@ func (a *Agent) hello() guestproto.Hello {
 	h := guestproto.Hello{
 		Agent: Version, Protocol: guestproto.Version, Kernel: kernelRelease(), Pid: os.Getpid(), Init: a.mode,
 	}
-	id, _ := os.ReadFile("/proc/sys/kernel/random/boot_id")
-	h.BootID = strings.TrimSpace(string(id))
+	a.mu.Lock()
+	h.BootID = a.bootID
+	a.mu.Unlock()
+	if h.BootID == "" {
+		id, _ := os.ReadFile(bootIDFile)
+		h.BootID = strings.TrimSpace(string(id))
+	}
 	var now unix.Timespec
 	if unix.ClockGettime(unix.CLOCK_BOOTTIME, &now) == nil {
 		h.UptimeNS = now.Nano()
@@ -280,6 +292,11 @@ func (a *Agent) configure(id guestproto.Identity) error {
 			return fault.New(fault.Invalid, "%w", err)
 		}
 	}
+	if id.BootID != "" {
+		if err := guestproto.CheckBootID(id.BootID); err != nil {
+			return fault.New(fault.Invalid, "%w", err)
+		}
+	}
 	if len(id.Entropy) > maxEntropy {
 		return fault.New(fault.Invalid, "more than %d bytes of entropy", maxEntropy)
 	}
@@ -291,7 +308,15 @@ func (a *Agent) configure(id guestproto.Identity) error {
 		a.env = id.Env
 		a.mu.Unlock()
 	}
-	return a.system.Identify(id)
+	if err := a.system.Identify(id); err != nil {
+		return err
+	}
+	if id.BootID != "" {
+		a.mu.Lock()
+		a.bootID = id.BootID
+		a.mu.Unlock()
+	}
+	return nil
 }
 
 // maxEntropy is how many bytes of entropy are taken at once: the kernel's pool has 256 bits.

@@ -28,10 +28,7 @@ func resolve(spec guestproto.ExecSpec, extra []string) (*command, error) {
 	if err := checkEnv(spec.Env); err != nil {
 		return nil, err
 	}
-	// A missing file is an empty one: images without users still have root.
-	passwd, _ := os.ReadFile("/etc/passwd")
-	group, _ := os.ReadFile("/etc/group")
-	u, err := lookupUser(spec.User, string(passwd), string(group))
+	u, err := readUser(spec.User)
 	if err != nil {
 		return nil, err
 	}

@@ -2,6 +2,7 @@ package guestagent
 
 import (
 	"encoding/binary"
+	"errors"
 	"fmt"
 	"io/fs"
 	"net/netip"
@@ -13,14 +14,18 @@ import (
 	"golang.org/x/sys/unix"
 )
 
+// openRandom opens the kernel's random number generator. What fails here fails when it is used.
+func openRandom() *os.File {
+	f, _ := os.OpenFile("/dev/urandom", os.O_WRONLY, 0)
+	return f
+}
+
 // addEntropy mixes bytes into the kernel's random number generator, credits them in full, and makes it reseed at once
 // (random(4): RNDADDENTROPY, RNDRESEEDCRNG).
-func addEntropy(entropy []byte) error {
-	f, err := os.OpenFile("/dev/urandom", os.O_WRONLY, 0)
-	if err != nil {
-		return fmt.Errorf("add entropy: %w", err)
+func addEntropy(f *os.File, entropy []byte) error {
+	if f == nil {
+		return errors.New("add entropy: the guest had no /dev/urandom when the agent started")
 	}
-	defer f.Close() //nolint:errcheck // nothing is buffered
 	// struct rand_pool_info: int entropy_count (bits), int buf_size (bytes), then the bytes.
 	pool := binary.NativeEndian.AppendUint32(nil, uint32(8*len(entropy))) // at most maxEntropy
 	pool = binary.NativeEndian.AppendUint32(pool, uint32(len(entropy)))   // at most maxEntropy
@@ -28,8 +33,12 @@ func addEntropy(entropy []byte) error {
 	if _, _, errno := unix.Syscall(unix.SYS_IOCTL, f.Fd(), unix.RNDADDENTROPY, uintptr(unsafe.Pointer(&pool[0]))); errno != 0 {
 		return os.NewSyscallError("add entropy", errno)
 	}
-	// Kernels before 4.14 don't know it, and from 5.18 on the above is enough.
-	_, _, _ = unix.Syscall(unix.SYS_IOCTL, f.Fd(), rndReseedCRNG, 0)
+	// Without it a generator that was seeded before goes on as it was for up to five minutes. Kernels before 4.14 don't know
+	// it (EINVAL), and one that was never seeded (ENODATA) takes the above for its seed.
+	_, _, errno := unix.Syscall(unix.SYS_IOCTL, f.Fd(), rndReseedCRNG, 0)
+	if errno != 0 && errno != unix.EINVAL && errno != unix.ENODATA {
+		return os.NewSyscallError("reseed", errno)
+	}
 	return nil
 }
 
@@ -48,7 +57,15 @@ func identify(root, hostname, machineID string) error {
 	if machineID == "" {
 		return nil
 	}
-	return replaceFile(filepath.Join(root, "etc/machine-id"), machineID+"\n", 0o444)
+	if err := replaceFile(filepath.Join(root, "etc/machine-id"), machineID+"\n", 0o444); err != nil {
+		return err
+	}
+	// In most images it is a link to the other.
+	dbus := filepath.Join(root, "var/lib/dbus/machine-id")
+	if info, err := os.Lstat(dbus); err != nil || !info.Mode().IsRegular() {
+		return nil //nolint:nilerr // nothing to replace
+	}
+	return replaceFile(dbus, machineID+"\n", 0o444)
 }
 
 // maxHosts bounds what is kept of an image's hosts file, in bytes.

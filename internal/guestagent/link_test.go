@@ -307,7 +307,13 @@ func TestDial(t *testing.T) {
 	if _, err := c.Dial(t.Context(), "tcp", "127.0.0.1:1"); !fault.Is(err, fault.Unavailable) {
 		t.Errorf("Dial to nobody = %v", err)
 	}
-	if _, err := c.Dial(t.Context(), "udp", "127.0.0.1:1"); !fault.Is(err, fault.Invalid) {
-		t.Errorf("Dial by udp = %v", err)
+	if _, err := c.Dial(t.Context(), "ip", "127.0.0.1"); !fault.Is(err, fault.Invalid) {
+		t.Errorf("Dial by ip = %v", err)
+	}
+	if _, err := c.Dial(t.Context(), "tcp", "127.0.0.1:notaport"); !fault.Is(err, fault.Invalid) {
+		t.Errorf("Dial to no port = %v", err)
+	}
+	if _, err := c.Dial(t.Context(), "unix", filepath.Join(t.TempDir(), "s")); !fault.Is(err, fault.NotFound) {
+		t.Errorf("Dial to no socket = %v", err)
 	}
 }

@@ -2,7 +2,6 @@ package guestagent
 
 import (
 	"context"
-	"errors"
 	"fmt"
 	"os"
 	"os/signal"
@@ -57,12 +56,12 @@ func bootMain() int {
 
 // besideMain is the agent beside systemd.
 func besideMain() int {
-	m := &machine{console: openConsole(), systemd: true}
+	m := &machine{console: openConsole(), systemd: true, kids: newChildren(), random: openRandom()}
 	port, err := openPort(guestproto.PortName, deviceWait)
 	if err == nil {
 		_ = m.console.Close()
 		go late()
-		err = New(string(guestproto.InitSystemd), m, newChildren()).Serve(context.Background(), port)
+		err = New(string(guestproto.InitSystemd), m, m.kids).Serve(context.Background(), port)
 	}
 	m.console = openConsole()
 	m.complain(err)
@@ -137,6 +136,7 @@ type machine struct {
 	debug   bool
 	disk    *os.File // the system disk's root directory, which the new root hides; nil if there is none
 	down    chan guestproto.ShutdownSpec
+	random  *os.File // the kernel's random numbers, open for as long as the agent lives
 }
 
 // Home implements System.
@@ -168,19 +168,19 @@ func (m *machine) stage(name string) {
 }
 
 // Renew reseeds, and steps the clock if it is behind. A preamble may have waited for as long as the boot took, so its time
-// is never a reason to step back; the clock of a guest that was restored is behind by far.
-func (*machine) Renew(p guestproto.Preamble) error {
-	err := addEntropy(p.Entropy[:])
+// is never a reason to step back; the clock of a guest that was restored is behind by far. A clock that can't be set is
+// none to keep the guest from serving.
+func (m *machine) Renew(p guestproto.Preamble) error {
 	if p.TimeNS > time.Now().UnixNano() {
-		err = errors.Join(err, setClock(p.TimeNS))
+		_ = setClock(p.TimeNS)
 	}
-	return err
+	return addEntropy(m.random, p.Entropy[:])
 }
 
-// Identify sets clock, random numbers, host name and machine id.
-func (*machine) Identify(id guestproto.Identity) error {
+// Identify makes this guest what id says. It starts no process before it returns, for that takes long.
+func (m *machine) Identify(id guestproto.Identity) error {
 	if len(id.Entropy) > 0 {
-		if err := addEntropy(id.Entropy); err != nil {
+		if err := addEntropy(m.random, id.Entropy); err != nil {
 			return err
 		}
 	}
@@ -189,7 +189,16 @@ func (*machine) Identify(id guestproto.Identity) error {
 			return err
 		}
 	}
-	return identify("/", id.Hostname, id.MachineID)
+	if err := identify("/", id.Hostname, id.MachineID); err != nil {
+		return err
+	}
+	if id.BootID == "" {
+		return nil
+	}
+	if err := setBootID(id.BootID); err != nil {
+		return err
+	}
+	return m.forgetOriginal()
 }
 
 func setClock(ns int64) error {

@@ -13,6 +13,7 @@ import (
 
 	"golang.org/x/sys/unix"
 
+	"banger/internal/filetar"
 	"banger/internal/guestproto"
 )
 
@@ -123,6 +124,7 @@ func (m *machine) beInit() error {
 	signals := make(chan os.Signal, 1)
 	signal.Notify(signals, unix.SIGTERM, unix.SIGINT, unix.SIGPWR)
 	m.kids = newInitChildren()
+	m.random = openRandom()
 	// What systemd gives services: a soft limit that select(2) can live with, and room above it.
 	_ = unix.Setrlimit(unix.RLIMIT_NOFILE, &unix.Rlimit{Cur: 1024, Max: 512 << 10})
 	// As in containers, for whose images this is: a program needs not be root to serve on a low port, nor to ping.
@@ -226,14 +228,14 @@ func copyTree(from, to string) error {
 	go func() {
 		archive := tar.NewWriter(w)
 		for _, entry := range entries {
-			if err := pack(context.Background(), archive, filepath.Join(from, entry.Name())); err != nil {
+			if err := filetar.Pack(context.Background(), archive, filepath.Join(from, entry.Name()), filetar.PackOptions{}); err != nil {
 				_ = w.CloseWithError(err)
 				return
 			}
 		}
 		_ = w.CloseWithError(archive.Close())
 	}()
-	err = unpack(root, r, ownership{keep: true})
+	err = filetar.Unpack(root, r, filetar.Options{Owner: owner(true, 0, 0)})
 	_ = r.CloseWithError(err)
 	return err
 }

@@ -2,16 +2,18 @@ package guestagent
 
 import (
 	"archive/tar"
+	"cmp"
 	"context"
 	"errors"
 	"io"
 	"io/fs"
-	"net"
 	"os"
 	"path/filepath"
+	"strings"
 	"syscall"
 
 	"banger/internal/fault"
+	"banger/internal/filetar"
 	"banger/internal/guestproto"
 )
 
@@ -19,6 +21,9 @@ import (
 func put(s *stream, spec guestproto.PutSpec, home string) error {
 	if spec.Home {
 		spec.Dir = home
+	}
+	if spec.Copy != "" {
+		return s.putCopy(spec)
 	}
 	if !filepath.IsAbs(spec.Dir) {
 		return fault.New(fault.Invalid, "the directory %q is not absolute", spec.Dir)
@@ -32,12 +37,53 @@ func put(s *stream, spec guestproto.PutSpec, home string) error {
 	}
 	defer root.Close() //nolint:errcheck // nothing is buffered
 	body := &dataReader{r: s.r}
-	if err := unpack(root, body, ownership{keep: spec.KeepOwner, uid: spec.UID, gid: spec.GID, stay: spec.Keep}); err != nil {
+	owner := owner(spec.KeepOwner, spec.UID, spec.GID)
+	if err := filetar.Unpack(root, body, filetar.Options{Owner: owner, Keep: spec.Keep}); err != nil {
 		return fileError("unpack the archive", err)
 	}
-	// What follows the archive's end mark is padding; the host wants to be rid of it.
-	_, err = io.Copy(io.Discard, body)
-	return err
+	return body.drain()
+}
+
+// owner of what is unpacked; an agent that is not root can't choose.
+func owner(archive bool, uid, gid int) *filetar.Owner {
+	if os.Geteuid() != 0 {
+		return nil
+	}
+	return &filetar.Owner{Archive: archive, UID: uid, GID: gid}
+}
+
+// putCopy unpacks where a user wants it.
+func (s *stream) putCopy(spec guestproto.PutSpec) error {
+	u, err := readUser(spec.User)
+	if err != nil {
+		return err
+	}
+	dest, body := within(u.home, spec.Dir), &dataReader{r: s.r}
+	options := filetar.Options{Owner: owner(spec.KeepOwner, int(u.uid), int(u.gid)), Keep: spec.Keep}
+	switch spec.Copy {
+	case guestproto.CopyPlace:
+		err = filetar.Place(body, dest, "", options)
+	case guestproto.CopyInto:
+		var root *os.Root
+		if root, err = os.OpenRoot(dest); err == nil {
+			defer root.Close() //nolint:errcheck // nothing is buffered
+			err = filetar.Unpack(root, body, options)
+		}
+	default:
+		err = fault.New(fault.Unsupported, "the agent does not know the way to copy %q", spec.Copy)
+	}
+	if err != nil {
+		return fileError("copy to "+dest, err)
+	}
+	return body.drain()
+}
+
+// within is a path as seen from a directory. A slash at its end stays: it says that a directory is meant.
+func within(dir, path string) string {
+	if filepath.IsAbs(path) {
+		return path
+	}
+	return strings.TrimSuffix(dir, "/") + "/" + path
 }
 
 // dataReader reads FrameData up to FrameEOF.
@@ -70,17 +116,39 @@ func (d *dataReader) Read(b []byte) (int, error) {
 	return n, nil
 }
 
+// drain reads to the end. What follows the archive's end mark is padding; the host wants to be rid of it.
+func (d *dataReader) drain() error {
+	_, err := io.Copy(io.Discard, d)
+	return err
+}
+
 // get packs a file or directory for the host.
 func get(ctx context.Context, s *stream, spec guestproto.GetSpec) error {
+	if spec.Name != "" {
+		u, err := readUser(spec.User)
+		if err != nil {
+			return err
+		}
+		spec.Path = within(u.home, spec.Path)
+	}
 	if !filepath.IsAbs(spec.Path) {
 		return fault.New(fault.Invalid, "the path %q is not absolute", spec.Path)
 	}
 	ctx, cancel := s.abandoned(ctx)
 	defer cancel()
-	w := tar.NewWriter(dataWriter{s.w})
-	err := pack(ctx, w, filepath.Clean(spec.Path))
+	// Frames of the largest size, whatever the pieces that the archive is written in.
+	out := &filling{w: dataWriter{s.w}}
+	w := tar.NewWriter(out)
+	path := filepath.Clean(spec.Path)
+	if strings.HasSuffix(spec.Path, "/") && path != "/" {
+		path += "/." // a symbolic link to a directory is followed, and a file is refused
+	}
+	err := filetar.Pack(ctx, w, path, filetar.PackOptions{Name: cmp.Or(spec.Name, filepath.Base(filepath.Clean(spec.Path))), Follow: spec.Follow})
 	if err == nil {
 		err = w.Close()
+	}
+	if err == nil {
+		err = out.flush()
 	}
 	if err != nil {
 		return fileError("pack "+spec.Path, err)
@@ -92,6 +160,33 @@ func get(ctx context.Context, s *stream, spec guestproto.GetSpec) error {
 type dataWriter struct{ w *guestproto.Writer }
 
 func (d dataWriter) Write(b []byte) (int, error) { return d.w.Data(guestproto.FrameData, b) }
+
+// filling passes on pieces of MaxData bytes.
+type filling struct {
+	w    io.Writer
+	have []byte
+}
+
+func (f *filling) Write(b []byte) (int, error) {
+	done := 0
+	for done < len(b) {
+		n := min(len(b)-done, guestproto.MaxData-len(f.have))
+		f.have = append(f.have, b[done:done+n]...)
+		done += n
+		if len(f.have) == guestproto.MaxData {
+			if err := f.flush(); err != nil {
+				return done, err
+			}
+		}
+	}
+	return done, nil
+}
+
+func (f *filling) flush() error {
+	_, err := f.w.Write(f.have)
+	f.have = f.have[:0]
+	return err
+}
 
 // fileError classifies an error of the guest's file system for the host.
 func fileError(what string, err error) error {
@@ -109,43 +204,3 @@ func fileError(what string, err error) error {
 	}
 	return fault.New(kind, "%s: %w", what, err)
 }
-
-// dial connects to something in the guest and copies both ways.
-func dial(ctx context.Context, s *stream, spec guestproto.DialSpec) error {
-	switch spec.Network {
-	case "tcp", "tcp4", "tcp6", "unix":
-	default:
-		return fault.New(fault.Invalid, "can't connect by %q: tcp or unix", spec.Network)
-	}
-	var d net.Dialer
-	// The host may give up meanwhile; its first frame must not be lost to finding out, so the kernel's timeout decides.
-	conn, err := d.DialContext(ctx, spec.Network, spec.Addr)
-	if err != nil {
-		return fault.New(fault.Unavailable, "connect in the guest: %w", err)
-	}
-	defer conn.Close() //nolint:errcheck // nothing is buffered
-	if err := s.done(nil); err != nil {
-		return nil //nolint:nilerr // nobody is left to tell
-	}
-	defer context.AfterFunc(ctx, func() { _ = conn.Close() })()
-	received := make(chan struct{})
-	go func() {
-		defer close(received)
-		_, err := io.Copy(conn, &dataReader{r: s.r})
-		if half, ok := conn.(interface{ CloseWrite() error }); ok && err == nil {
-			_ = half.CloseWrite()
-		} else {
-			_ = conn.Close()
-		}
-	}()
-	if _, err := io.Copy(dataWriter{s.w}, onlyReader{conn}); err == nil {
-		err = s.w.Frame(guestproto.FrameEOF, nil)
-		if err == nil {
-			<-received
-		}
-	}
-	return nil
-}
-
-// onlyReader hides the methods that make io.Copy bypass its buffer.
-type onlyReader struct{ io.Reader }

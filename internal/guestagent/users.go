@@ -1,6 +1,7 @@
 package guestagent
 
 import (
+	"os"
 	"slices"
 	"strconv"
 	"strings"
@@ -40,6 +41,13 @@ func lookupUser(spec, passwd, group string) (user, error) {
 		}
 	}
 	return u, nil
+}
+
+// readUser looks a user up in the guest's files. A missing file is an empty one: images without users still have root.
+func readUser(spec string) (user, error) {
+	passwd, _ := os.ReadFile("/etc/passwd")
+	group, _ := os.ReadFile("/etc/group")
+	return lookupUser(spec, string(passwd), string(group))
 }
 
 func findUser(who, passwd string) (user, error) {

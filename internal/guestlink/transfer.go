@@ -2,12 +2,7 @@ package guestlink
 
 import (
 	"context"
-	"errors"
 	"io"
-	"net"
-	"os"
-	"sync"
-	"time"
 
 	"banger/internal/fault"
 	"banger/internal/guestproto"
@@ -15,9 +10,10 @@ import (
 
 // PutOptions says who owns what Put unpacks. The zero value: root.
 type PutOptions struct {
-	KeepOwner bool // take user and group ids from the archive
-	UID, GID  int  // else these
-	Keep      bool // leave files alone that are there already
+	KeepOwner bool   // take user and group ids from the archive
+	UID, GID  int    // else these
+	Keep      bool   // leave files alone that are there already
+	User      string // with PutCopy: who owns it instead, as in guestproto.ExecSpec
 }
 
 // Put unpacks a tar stream in a directory of the guest, which is made if it is missing. Existing files are replaced,
@@ -34,6 +30,12 @@ func (c *Client) PutHome(ctx context.Context, archive io.Reader, opts PutOptions
 	return c.put(ctx, archive, guestproto.PutSpec{
 		Home: true, KeepOwner: opts.KeepOwner, UID: opts.UID, GID: opts.GID, Keep: opts.Keep,
 	})
+}
+
+// PutCopy is Put to a destination as a user writes it: relative to the home of opts.User, who owns what arrives unless
+// opts.KeepOwner says otherwise. UID and GID are left aside.
+func (c *Client) PutCopy(ctx context.Context, dest string, how guestproto.Copy, archive io.Reader, opts PutOptions) error {
+	return c.put(ctx, archive, guestproto.PutSpec{Dir: dest, Copy: how, User: opts.User, KeepOwner: opts.KeepOwner, Keep: opts.Keep})
 }
 
 func (c *Client) put(ctx context.Context, archive io.Reader, spec guestproto.PutSpec) error {
@@ -68,7 +70,7 @@ func (e *sourceError) Unwrap() error { return e.err }
 func (k *call) sendAll(r io.Reader) error {
 	buf := make([]byte, guestproto.MaxData)
 	for {
-		n, err := r.Read(buf)
+		n, err := fill(r, buf)
 		if n > 0 {
 			if _, err := k.w.Data(guestproto.FrameData, buf[:n]); err != nil {
 				return err
@@ -83,10 +85,25 @@ func (k *call) sendAll(r io.Reader) error {
 	}
 }
 
+// fill reads until the buffer is full, because a frame costs the same however much it carries, or until an error.
+func fill(r io.Reader, buf []byte) (n int, err error) {
+	for n < len(buf) && err == nil {
+		var more int
+		more, err = r.Read(buf[n:])
+		n += more
+	}
+	return n, err
+}
+
 // Get packs a file or directory of the guest and writes the tar stream to w. Entry names begin with the last element of
 // path. The bytes are the guest's: whoever unpacks them handles a hostile archive, of any length.
 func (c *Client) Get(ctx context.Context, path string, w io.Writer) error {
-	k, err := c.call(ctx, guestproto.OpGet, guestproto.GetSpec{Path: path})
+	return c.GetCopy(ctx, guestproto.GetSpec{Path: path}, w)
+}
+
+// GetCopy is Get with all that can be said about it.
+func (c *Client) GetCopy(ctx context.Context, spec guestproto.GetSpec, w io.Writer) error {
+	k, err := c.call(ctx, guestproto.OpGet, spec)
 	if err != nil {
 		return err
 	}
@@ -106,72 +123,3 @@ func (c *Client) Get(ctx context.Context, path string, w io.Writer) error {
 		}
 	}
 }
-
-// Dial connects to an address from inside the guest: network is tcp, tcp4, tcp6 or unix. The context bounds the connecting
-// only. The connection has CloseWrite. If the guest's peer takes nothing, Write waits.
-func (c *Client) Dial(ctx context.Context, network, addr string) (net.Conn, error) {
-	k, err := c.call(ctx, guestproto.OpDial, guestproto.DialSpec{Network: network, Addr: addr})
-	if err != nil {
-		return nil, err
-	}
-	if _, err := k.expect(guestproto.FrameDone); err != nil {
-		k.close()
-		return nil, err
-	}
-	if !k.stop() {
-		k.close()
-		return nil, k.fail(ctx.Err())
-	}
-	k.ctx = context.WithoutCancel(ctx)
-	return &dialConn{call: k}, nil
-}
-
-// dialConn is a connection made in the guest: FrameData and FrameEOF each way.
-type dialConn struct {
-	call    *call
-	reading sync.Mutex
-	rest    []byte
-	err     error // of reading, for good
-}
-
-func (d *dialConn) Read(b []byte) (int, error) {
-	d.reading.Lock()
-	defer d.reading.Unlock()
-	for len(d.rest) == 0 {
-		if d.err != nil {
-			return 0, d.err
-		}
-		f, err := d.call.r.Next(guestproto.MaxPayload)
-		switch {
-		case errors.Is(err, os.ErrDeadlineExceeded):
-			return 0, err
-		case err != nil:
-			d.err = err
-		case f.Type == guestproto.FrameEOF:
-			d.err = io.EOF
-		case f.Type == guestproto.FrameData:
-			d.rest = f.Payload
-		case f.Type == guestproto.FrameError:
-			d.err = io.ErrUnexpectedEOF
-		default:
-			d.err = d.call.unexpected(f)
-		}
-	}
-	n := copy(b, d.rest)
-	d.rest = d.rest[n:]
-	return n, nil
-}
-
-func (d *dialConn) Write(b []byte) (int, error) { return d.call.w.Data(guestproto.FrameData, b) }
-
-// CloseWrite ends the direction to the guest.
-func (d *dialConn) CloseWrite() error { return d.call.w.Frame(guestproto.FrameEOF, nil) }
-
-func (d *dialConn) Close() error { return d.call.conn.Close() }
-
-func (d *dialConn) LocalAddr() net.Addr  { return d.call.conn.LocalAddr() }
-func (d *dialConn) RemoteAddr() net.Addr { return d.call.conn.RemoteAddr() }
-
-func (d *dialConn) SetDeadline(t time.Time) error      { return d.call.conn.SetDeadline(t) }
-func (d *dialConn) SetReadDeadline(t time.Time) error  { return d.call.conn.SetReadDeadline(t) }
-func (d *dialConn) SetWriteDeadline(t time.Time) error { return d.call.conn.SetWriteDeadline(t) }

@@ -183,6 +183,14 @@ func CheckHostname(s string) error {
 	return nil
 }
 
+// CheckBootID refuses what is not a UUID of lower-case digits, as the kernel makes boot ids.
+func CheckBootID(s string) error {
+	if !isUUID(s) {
+		return errors.New("bad boot id")
+	}
+	return nil
+}
+
 // CheckMachineID refuses what is not 32 lower-case hexadecimal digits (machine-id(5)).
 func CheckMachineID(s string) error {
 	ok := len(s) == 32 && strings.Trim(s, "0") != ""

@@ -163,11 +163,26 @@ type PutSpec struct {
 	GID       int    `json:"gid,omitempty"`
 	Home      bool   `json:"home,omitempty"` // in the home directory that the work disk is, and Dir is left aside
 	Keep      bool   `json:"keep,omitempty"` // leave files alone that are there already
+	// Copy makes Dir a destination as a user writes it, relative to the home of User, who owns what comes unless KeepOwner.
+	Copy Copy   `json:"copy,omitempty"`
+	User string `json:"user,omitempty"` // as in ExecSpec
 }
 
-// GetSpec says what to pack. The entries are named from the last element of Path on.
+// Copy is a way to find out where an archive goes.
+type Copy string
+
+// The ways.
+const (
+	CopyPlace Copy = "place" // an archive of one file or directory gets the name, and the place, that docker cp would give it
+	CopyInto  Copy = "into"  // any archive goes into the directory, which must be there
+)
+
+// GetSpec says what to pack.
 type GetSpec struct {
-	Path string `json:"path"` // absolute
+	Path   string `json:"path"`             // absolute, or with Name relative to the home of User
+	Name   string `json:"name,omitempty"`   // of the first entry, with which all others begin; ".": none; empty: the last element of Path
+	User   string `json:"user,omitempty"`   // as in ExecSpec
+	Follow bool   `json:"follow,omitempty"` // if Path is a symbolic link, pack what it points to
 }
 
 // Shutdown is a way to go down.
@@ -186,7 +201,9 @@ type ShutdownSpec struct {
 	MainMS  int      `json:"main_ms,omitempty"`  // before that, for the main process alone to end; 0: 5 s
 }
 
-// Identity is what makes a guest this guest and not the one it was copied from. Zero fields are left as they are.
+// Identity is what makes a guest this guest and not the one it was copied from. Zero fields are left as they are. One with
+// a BootID says that the guest is a copy: then what else must not be shared goes too (the seed of the random numbers on
+// the disk, the host keys of sshd, of which new ones are made if the guest can).
 type Identity struct {
 	Hostname  string   `json:"hostname,omitempty"`
 	MachineID string   `json:"machine_id,omitempty"` // 32 hexadecimal digits, machine-id(5)
@@ -204,7 +221,7 @@ type GrowSpec struct {
 
 // DialSpec says what to connect to from inside the guest.
 type DialSpec struct {
-	Network string `json:"network"` // tcp, tcp4, tcp6, unix
+	Network string `json:"network"` // tcp, tcp4, tcp6, unix; udp: then each FrameData is one datagram of at most MaxData bytes
 	Addr    string `json:"addr"`
 }
 

@@ -25,9 +25,9 @@ type Machine struct {
 	Disks     []Disk
 	NIC       *NIC   // nil: no network device
 	Dir       string // existing private directory (0700) for the VMM's own files and sockets
-	// MemoryFile is where the guest's memory is, in a file of Memory bytes that is made if it is missing: what a VM needs
-	// that is to be saved. Empty: nowhere, it goes with the VMM.
-	MemoryFile string
+	// FixedMemory leaves out what takes memory from the guest while it runs: the VMM is no MemorySizer. Then any number of
+	// VMs that are restored from one snapshot share its memory; else each has a copy of its own.
+	FixedMemory bool
 }
 
 // Disk is one raw disk image. The guest finds it by its serial (/sys/block/*/serial), never by its position.
@@ -98,7 +98,7 @@ type DiskGrower interface {
 type MemorySizer interface {
 	// SetMemory tells the guest to make do with a size in bytes, a multiple of 1 MiB, and returns at once: the guest follows
 	// by itself, as far as it can and wants to, and a paused one when it goes on. The machine's own size gives it all back.
-	// fault.Unsupported: its memory lies in a file, as that of a machine with a MemoryFile or of a restored one.
+	// fault.Unsupported: the machine's memory is fixed.
 	// What the guest has given up goes back to the host. fault.Invalid: a size that is not above 0, is odd, or more than
 	// the machine's.
 	SetMemory(ctx context.Context, size int64) error
@@ -128,20 +128,12 @@ type Saved struct {
 	Live   bool          // the memory was written while the VM went on
 }
 
-// StateSaver is on its way out.
-type StateSaver interface {
-	// SaveState writes the state of the CPUs and devices of a paused VM, which was booted with a MemoryFile, to the new file
-	// path. Until the VM goes on, that file and its memory file are a snapshot of it. It can go on, and be saved again;
-	// its memory file is its memory still. fault.Precondition: it is not paused, or has no memory file.
-	SaveState(ctx context.Context, path string) error
-}
-
 // Restorer is what a Backend also is if its Capabilities say Snapshot.
 type Restorer interface {
 	// Restore starts a VMM with the VM of a snapshot, paused. The machine must be as it was, but for the paths of its disks,
-	// its NIC's connection and its directory; it has no MemoryFile. The guest's memory is the snapshot's, copied page by
-	// page as the guest writes: the snapshot stays as it is and serves any number of VMs. What the VMM refuses, for it was
-	// made by another version or for another machine, is fault.Corrupt; all else is as in Boot.
+	// its NIC's connection and its directory. The guest's memory is the snapshot's, copied page by page as the guest writes:
+	// the snapshot stays as it is and serves any number of VMs, and its files may go once Restore has returned. What the VMM
+	// refuses, for it was made by another version or for another machine, is fault.Corrupt; all else is as in Boot.
 	Restore(ctx context.Context, m Machine, s Snapshot) (VMM, error)
 }
 

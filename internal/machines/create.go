@@ -7,7 +7,6 @@ import (
 	"fmt"
 	"maps"
 	"os"
-	"path/filepath"
 
 	"golang.org/x/sync/errgroup"
 	"golang.org/x/sys/unix"
@@ -23,6 +22,7 @@ type CreateRequest struct {
 	Name      string // empty: one is made up
 	Spec      microvm.Spec
 	Ephemeral bool // goes away with the command it was made for
+	Template  bool // its first start may restore a template instead of booting
 }
 
 // Create makes a VM, stopped. On failure nothing of it is left.
@@ -50,9 +50,17 @@ func (s *Service) Create(ctx context.Context, req CreateRequest, report progress
 	if err := admit(s.config.VMs, minFree, "a new VM"); err != nil {
 		return microvm.VM{}, err
 	}
-	vm := microvm.VM{
-		ID: microvm.NewID(), Name: req.Name, Spec: spec, State: microvm.Creating, Ephemeral: req.Ephemeral,
-	}
+	vm := microvm.VM{Name: req.Name, Spec: spec, Ephemeral: req.Ephemeral}
+	return makeVM(ctx, &s.core, vm, func(ctx context.Context, h *hold, back *undo) error {
+		return h.provision(ctx, back, req.Template, report)
+	})
+}
+
+// makeVM records a new VM and makes what belongs to it. On failure nothing of it is left.
+func makeVM(
+	ctx context.Context, s *core, vm microvm.VM, provision func(context.Context, *hold, *undo) error,
+) (microvm.VM, error) {
+	vm.ID, vm.State = microvm.NewID(), microvm.Creating
 	// The lock comes before the row: whoever finds a VM that is being created, and its lock free, finds the rest of a crash.
 	g, err := s.table.acquire(ctx, vm, claimant{op: "create"})
 	if err != nil {
@@ -62,12 +70,15 @@ func (s *Service) Create(ctx context.Context, req CreateRequest, report progress
 	if err := s.reserve(ctx, &vm); err != nil {
 		return microvm.VM{}, err
 	}
-	h := &hold{core: &s.core, grant: g, vm: vm}
+	h := &hold{core: s, grant: g, vm: vm}
 	ctx, cancel := h.interruptible(ctx)
 	defer cancel()
 	var back undo
 	back.push("forget VM", func(ctx context.Context) error { return s.store.Remove(ctx, h.vm.ID) })
-	err = h.provision(ctx, &back, report)
+	err = provision(ctx, h, &back)
+	if err == nil {
+		err = s.store.SetState(ctx, h.vm.ID, store.Change{To: microvm.Stopped})
+	}
 	if err == nil {
 		vm, err = s.store.Get(ctx, h.vm.ID)
 	}
@@ -138,8 +149,8 @@ func (s *core) reserve(ctx context.Context, vm *microvm.VM) error {
 	return err
 }
 
-// provision makes image and kernel present and the VM's disks.
-func (h *hold) provision(ctx context.Context, back *undo, report progress.Sink) error {
+// provision makes image and kernel present and the VM's disks: empty ones, or those of a template.
+func (h *hold) provision(ctx context.Context, back *undo, template bool, report progress.Sink) error {
 	var image Image
 	g, gctx := errgroup.WithContext(ctx)
 	g.Go(func() (err error) {
@@ -166,24 +177,33 @@ func (h *hold) provision(ctx context.Context, back *undo, report progress.Sink) 
 	if err := h.store.SetImage(ctx, h.vm.ID, image.Digest, withImage(h.vm.Spec, image)); err != nil {
 		return err
 	}
-	end := report.Stage("make disks")
-	err := h.makeDisks(ctx, back)
-	end(err)
-	if err != nil {
-		return err
+	h.vm.ImageDigest = image.Digest
+	var from *point
+	if template {
+		from = h.templates.find(ctx, h, report)
 	}
-	return h.store.SetState(ctx, h.vm.ID, store.Change{To: microvm.Stopped})
+	end := report.Stage("make disks")
+	err := h.makeDisks(ctx, back, from, true)
+	end(err)
+	return err
 }
 
-func (h *hold) makeDisks(ctx context.Context, back *undo) error {
+// makeDisks makes the VM's directory with its disks: empty ones, or those of a point.
+func (h *hold) makeDisks(ctx context.Context, back *undo, from *point, template bool) error {
 	dirs := h.dirs()
 	if err := os.Mkdir(dirs.State, 0o700); err != nil {
 		return fmt.Errorf("make directory of VM %s: %w", h.vm.Name, err)
 	}
 	back.push("remove disks", func(context.Context) error { return os.RemoveAll(dirs.State) })
+	if from != nil {
+		if err := from.copyDisks(ctx, dirs.State); err != nil {
+			return err
+		}
+		return writeOrigin(h, origin{Point: from.dir, Template: template})
+	}
 	g, ctx := errgroup.WithContext(ctx)
-	for _, name := range []string{systemDisk, workDisk} {
-		g.Go(func() error { return h.host.BlankDisk(ctx, filepath.Join(dirs.State, name), h.vm.Spec.DiskSize) })
+	for _, path := range h.diskPaths(h.vm.ID) {
+		g.Go(func() error { return h.host.BlankDisk(ctx, path, h.vm.Spec.DiskSize) })
 	}
 	return g.Wait()
 }

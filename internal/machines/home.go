@@ -33,7 +33,7 @@ const homeStage = "home files"
 // fillHome puts the user's files onto the work disk when the VM starts for the first time: what the guest makes of them
 // later is the guest's. It is never a reason not to start; what did not work is told, and tried again at the next start.
 func fillHome(ctx context.Context, h *hold, a *attachment, report progress.Sink) {
-	if h.config.Home == nil {
+	if h.config.Home == nil || isTemplate(h.vm) {
 		return
 	}
 	mark := filepath.Join(h.dirs().State, homeMark)

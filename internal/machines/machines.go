@@ -96,6 +96,7 @@ type Host interface {
 type Hypervisor struct {
 	Backend     string
 	Accelerator string
+	Version     string          // of the VMM
 	Reason      string          // why, in words
 	Host        json.RawMessage // for the backend in the monitor
 	BootTimeout time.Duration   // how long a healthy guest may take at most
@@ -110,6 +111,8 @@ type Config struct {
 	Home        HomeFiles      // nil: none
 	HostMemory  int64          // bytes; 0: not known
 	Overcommit  config.Overcommit
+	Templates   TemplateConfig
+	Forks       string                       // directory for what lasts as long as a fork takes
 	Cgroups     cgroup.Place                 // where VMs' groups are made
 	NoCgroups   map[cgroup.Controller]string // why a controller is not in it
 }
@@ -133,6 +136,8 @@ type core struct {
 	table table
 
 	admission sync.Mutex
+
+	templates *templates
 }
 
 // New returns a service. It does nothing before Run.
@@ -142,7 +147,8 @@ func New(c Config, st Store, sources Sources, host Host, log *slog.Logger) *Serv
 		changes: ch,
 		config:  c, store: tellingStore{st, ch}, sources: sources, host: host, log: log,
 		tasks: make(chan func(context.Context)), closed: make(chan struct{}),
-		table: table{entries: map[microvm.ID]*entry{}},
+		table:     table{entries: map[microvm.ID]*entry{}},
+		templates: newTemplates(c.Templates),
 	}}
 }
 
@@ -191,9 +197,11 @@ func (s *Service) List(ctx context.Context) ([]Info, error) {
 	if err != nil {
 		return nil, err
 	}
-	infos := make([]Info, len(vms))
-	for i, vm := range vms {
-		infos[i] = s.infoOf(vm)
+	infos := make([]Info, 0, len(vms))
+	for _, vm := range vms {
+		if !isTemplate(vm) { // those are nobody's
+			infos = append(infos, s.infoOf(vm))
+		}
 	}
 	return infos, nil
 }

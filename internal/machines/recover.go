@@ -80,7 +80,7 @@ func (s *Service) Recover(ctx context.Context) error {
 			return nil
 		})
 	}
-	errs := []error{g.Wait(), unseen}
+	errs := []error{g.Wait(), unseen, s.templates.sweep(), s.config.sweepForks()}
 	for _, f := range strays {
 		if f.Remedy == "" {
 			errs = append(errs, s.remove(f))
@@ -161,6 +161,9 @@ func (h *hold) adopt(ctx context.Context, a *attachment) error {
 		fillHome(ctx, h, a, nil)
 		if err := startMain(ctx, h, a, nil); err != nil {
 			return errors.Join(err, h.end(ctx, a), h.conclude(ctx, a, "its start was interrupted"))
+		}
+		if err := forgetOrigin(h); err != nil { // if it had one, it has been restored
+			return err
 		}
 		if err := h.store.SetState(ctx, h.vm.ID, store.Change{To: state, BootID: st.BootID}); err != nil {
 			return err

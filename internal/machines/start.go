@@ -2,6 +2,8 @@ package machines
 
 import (
 	"context"
+	"crypto/sha256"
+	"encoding/hex"
 	"errors"
 	"fmt"
 	"net/netip"
@@ -45,12 +47,24 @@ func (h *hold) start(ctx context.Context, report progress.Sink) error {
 		return fault.New(fault.Precondition, "start VM %s: it is %s", h.vm.Name, h.vm.State).
 			WithHint("see its state: banger vm show %s", h.vm.Name)
 	}
+	if err := finishRevert(ctx, h); err != nil {
+		return err
+	}
 	launch, err := h.plan(ctx, report)
 	if err != nil {
 		return err
 	}
-	if err := h.fitDisks(); err != nil {
+	from, err := continues(ctx, h, launch, report)
+	if err != nil {
 		return err
+	}
+	if from == nil {
+		if err := h.fitDisks(); err != nil {
+			return err
+		}
+	}
+	if err := h.checkPorts(ctx); err != nil {
+		return fmt.Errorf("start VM %s: %w", h.vm.Name, err)
 	}
 	if err := admit(h.config.VMs, minFreeStart, "a VM that starts"); err != nil {
 		return fmt.Errorf("start VM %s: %w", h.vm.Name, err)
@@ -62,31 +76,56 @@ func (h *hold) start(ctx context.Context, report progress.Sink) error {
 	if err := h.enter(ctx, report); err != nil {
 		return err
 	}
+	if from != nil {
+		err := from.restore(ctx, h, launch, report)
+		if _, isEnd := errors.AsType[*endedError](err); !isEnd || !from.Template || ctx.Err() != nil {
+			return startEnded(ctx, h, err)
+		}
+		if err := from.giveUp(ctx, h, err, report); err != nil {
+			return startEnded(ctx, h, err)
+		}
+	}
 	for attempt := 1; ; attempt++ {
 		err = h.boot(ctx, launch, report)
 		ended, isEnd := errors.AsType[*endedError](err)
 		switch {
-		case err == nil:
-			return nil
 		case isEnd && ended.hung() && attempt < attempts && ctx.Err() == nil:
 			h.log.WarnContext(ctx, "guest did not come up, trying again", "vm", h.vm.ID, "cause", ended.exit.Cause,
 				"detail", ended.exit.Detail, "console", ended.exit.ConsoleTail)
 			report.Send(progress.Update{Stage: "boot", Detail: "the guest did not come up; trying once more"})
 			continue
-		case isEnd:
-			err = ended.fault(h.vm.Name)
 		default:
-			if why := context.Cause(ctx); why != nil && !errors.Is(err, why) {
-				err = fmt.Errorf("%w: %w", why, err)
-			}
-			err = fmt.Errorf("start VM %s: %w", h.vm.Name, err)
+			return startEnded(ctx, h, err)
 		}
-		change := store.Change{To: microvm.Failed, Cause: firstLine(err)}
-		if ctx.Err() != nil {
-			change = store.Change{To: microvm.Stopped, Cause: "its start was cancelled"}
-		}
-		return errors.Join(err, h.store.SetState(context.WithoutCancel(ctx), h.vm.ID, change))
 	}
+}
+
+// restore lets the VM go on from the point.
+func (c *continuation) restore(ctx context.Context, h *hold, launch monitorlink.Launch, report progress.Sink) error {
+	if err := c.take(h, &launch); err != nil {
+		return err
+	}
+	return h.boot(ctx, launch, report)
+}
+
+// startEnded records how a start ended, if it failed, and words it.
+func startEnded(ctx context.Context, h *hold, err error) error {
+	if err == nil {
+		return nil
+	}
+	if ended, isEnd := errors.AsType[*endedError](err); isEnd {
+		err = ended.fault(h.vm.Name)
+	} else {
+		if why := context.Cause(ctx); why != nil && !errors.Is(err, why) {
+			err = fmt.Errorf("%w: %w", why, err)
+		}
+		err = fmt.Errorf("start VM %s: %w", h.vm.Name, err)
+	}
+	change := store.Change{To: microvm.Failed, Cause: firstLine(err)}
+	if ctx.Err() != nil {
+		change = store.Change{To: microvm.Stopped, Cause: "its start was cancelled"}
+	}
+	return errors.Join(err, h.store.SetState(context.WithoutCancel(ctx), h.vm.ID, change))
 }
 
 // boot makes one attempt.
@@ -100,12 +139,19 @@ func (h *hold) boot(ctx context.Context, launch monitorlink.Launch, report progr
 	if err != nil {
 		return back.run(ctx, err)
 	}
-	end = report.Stage("boot")
+	stage := "boot"
+	if launch.Restore != nil {
+		stage = stageRestore
+	}
+	end = report.Stage(stage)
 	st, err := a.waitReady(ctx)
 	end(err)
 	if err == nil {
 		fillHome(ctx, h, a, report)
 		err = startMain(ctx, h, a, report)
+	}
+	if err == nil {
+		err = forgetOrigin(h) // before it is recorded to run: its disks are its own from then on
 	}
 	if err == nil {
 		err = h.store.SetState(ctx, h.vm.ID, store.Change{To: microvm.Running, BootID: st.BootID})
@@ -192,7 +238,7 @@ func (h *hold) plan(ctx context.Context, report progress.Sink) (monitorlink.Laun
 		return monitorlink.Launch{}, err
 	}
 	dirs := h.dirs()
-	params := guestproto.BootParams{Hostname: vm.Name, Init: initOf(vm.Spec)}
+	params := guestproto.BootParams{Hostname: hostnameOf(vm), MachineID: machineIDOf(vm), Init: initOf(vm.Spec)}
 	var network *monitorlink.Network
 	if vm.Spec.Net == microvm.NetUser {
 		network = &monitorlink.Network{Guest: guestAddr(), Gateway: gatewayAddr(), MTU: guestMTU, Allow: h.config.EgressAllow}
@@ -207,18 +253,36 @@ func (h *hold) plan(ctx context.Context, report progress.Sink) (monitorlink.Laun
 	if kernel.Modules != "" {
 		disks = append(disks, hypervisor.Disk{Serial: guestproto.DiskModules, Path: kernel.Modules, ReadOnly: true})
 	}
+	nice := 0
+	if isTemplate(vm) {
+		nice = templateNice
+	}
 	return monitorlink.Launch{
-		ID: vm.ID, Name: vm.Name,
+		ID: vm.ID, Name: vm.Name, Nice: nice,
 		Backend: hv.Backend, Accelerator: hv.Accelerator, Reason: hv.Reason, Host: hv.Host,
 		Machine: hypervisor.Machine{
 			ID: string(vm.ID), Name: vm.Name,
 			VCPUs: vm.Spec.VCPUs, Memory: vm.Spec.Memory,
 			Kernel: kernelPath, Initramfs: kernel.Initramfs, Cmdline: params.Encode(),
-			Disks: disks, Dir: dirs.Runtime,
+			Disks: disks, Dir: dirs.Runtime, FixedMemory: isTemplate(vm),
 		},
 		Group: h.config.Cgroups.Group(string(vm.ID)), Limits: limitsOf(vm.Spec),
-		Network: network, TTL: vm.Spec.TTL, IdleTimeout: vm.Spec.IdleTimeout, BootTimeout: hv.BootTimeout,
+		Network: network, Publish: vm.Spec.Publish, Lifetime: vm.Spec.Lifetime, BootTimeout: hv.BootTimeout,
 	}, nil
+}
+
+// hostnameOf returns the host name of a VM.
+func hostnameOf(vm microvm.VM) string {
+	if isTemplate(vm) {
+		return "banger"
+	}
+	return vm.Name
+}
+
+// machineIDOf returns the machine id of a VM, machine-id(5): the same at each of its starts, and no other VM's.
+func machineIDOf(vm microvm.VM) string {
+	sum := sha256.Sum256([]byte("machine-id " + vm.ID))
+	return hex.EncodeToString(sum[:16])
 }
 
 // Addresses in a VM's network. They are the same in every VM: each has a LAN of its own, and a copy of a VM need not be

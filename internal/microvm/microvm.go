@@ -53,21 +53,27 @@ const (
 
 // Spec is what a user asks of a VM.
 type Spec struct {
-	Image       string            // image name
-	Kernel      string            // kernel name
-	VCPUs       int               // number of virtual CPUs
-	Memory      int64             // bytes
-	DiskSize    int64             // bytes, apparent size of each of the two sparse disks (system and work)
-	Init        Init              //
-	Net         Net               //
-	Backend     string            // "auto", "qemu", ...
-	Env         map[string]string // for every command that runs in the VM
-	Labels      map[string]string
-	TTL         time.Duration // from each start on; then it is shut down; 0: none
-	IdleTimeout time.Duration // without activity; then it is shut down; 0: none
-	Main        *Process      // runs from each start on, and its end stops the VM; nil: none
-	ImageConfig ImageConfig   // set at creation, by the image
-	Weights     Weights       // shares of what the host's VMs compete for
+	Image    string            // image name
+	Kernel   string            // kernel name
+	VCPUs    int               // number of virtual CPUs
+	Memory   int64             // bytes
+	DiskSize int64             // bytes, apparent size of each of the two sparse disks (system and work)
+	Init     Init              //
+	Net      Net               //
+	Backend  string            // "auto", "qemu", ...
+	Env      map[string]string // for every command that runs in the VM
+	Labels   map[string]string
+	Lifetime
+	Publish     []Publish   `json:",omitempty"` // ports of the host that lead into the VM
+	Main        *Process    // runs from each start on, and its end stops the VM; nil: none
+	ImageConfig ImageConfig // set at creation, by the image
+	Weights     Weights     // shares of what the host's VMs compete for
+}
+
+// Lifetime says when a VM is shut down by itself.
+type Lifetime struct {
+	TTL         time.Duration // from each start on; 0: never
+	IdleTimeout time.Duration // without activity; 0: never
 }
 
 // Weights say how much of the host a VM gets when others want it too, relative to their weights. 0 is DefaultWeight.

@@ -84,6 +84,9 @@ func (s Spec) Validate() error {
 	case s.Kernel == "":
 		return fault.New(fault.Invalid, "no kernel named")
 	}
+	if err := validatePublished(s.Publish); err != nil {
+		return err
+	}
 	return ValidateEnv(s.Env)
 }
 

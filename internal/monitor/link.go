@@ -9,12 +9,15 @@ import (
 
 	"banger/internal/fault"
 	"banger/internal/guestlink"
+	"banger/internal/guestproto"
 	"banger/internal/monitorlink"
 )
 
 // link keeps a session with the agent. If the agent ends the session (it was killed, or it misbehaves), a new one is
 // opened as soon as an agent answers; the guest can at worst make itself unreachable.
 type link struct {
+	restored *monitorlink.Restore // who a restored guest is from its first session on; nil: it boots
+
 	mu      sync.Mutex
 	session *guestlink.Session
 }
@@ -23,9 +26,20 @@ type link struct {
 type guestReady struct {
 	bootID, release, agent string
 	at                     time.Time
+	err                    error // a restored guest did not take its new identity
 }
 
-func newLink() *link { return &link{} }
+func newLink(restored *monitorlink.Restore) *link { return &link{restored: restored} }
+
+// meet makes the guest of the first session what it is to be.
+func (l *link) meet(ctx context.Context, s *guestlink.Session, hello guestproto.Hello) guestReady {
+	g := guestReady{bootID: hello.BootID, release: hello.Kernel, agent: hello.Agent}
+	if l.restored != nil {
+		g.bootID, g.err = rename(ctx, s, l.restored)
+	}
+	g.at = time.Now()
+	return g
+}
 
 // retryPause bounds how often a misbehaving guest can make the host open sessions.
 const retryPause = time.Second
@@ -44,11 +58,13 @@ func (l *link) keep(ctx context.Context, conn net.Conn, b *board, ready chan<- g
 		_ = conn.SetDeadline(time.Time{})
 		s, hello, err := guestlink.Open(ctx, transport{conn})
 		if err == nil {
-			l.set(s)
 			if first {
-				ready <- guestReady{hello.BootID, hello.Kernel, hello.Agent, time.Now()}
+				told := l.meet(ctx, s, hello)
+				l.set(s)
+				ready <- told
 				first = false
 			} else {
+				l.set(s)
 				b.update(func(st *monitorlink.Status) { st.Reachable = true })
 			}
 			select {

@@ -71,7 +71,7 @@ func TestSessionIsOpenedAgain(t *testing.T) {
 	go agent.serve()
 
 	ctx, cancel := context.WithCancel(t.Context())
-	l, b, ready := newLink(), newBoard(monitorlink.Status{}), make(chan guestReady, 1)
+	l, b, ready := newLink(nil), newBoard(monitorlink.Status{}), make(chan guestReady, 1)
 	done := make(chan struct{})
 	go func() {
 		defer close(done)

@@ -26,7 +26,6 @@ import (
 	"golang.org/x/sys/unix"
 
 	"banger/internal/backends"
-	"banger/internal/fault"
 	"banger/internal/guestlink"
 	"banger/internal/hypervisor"
 	"banger/internal/monitorlink"
@@ -44,6 +43,7 @@ type Monitor struct {
 	console *console
 	link    *link
 	samples *samples
+	saver   *saver
 
 	began    time.Time    // when the VM was started; set by session
 	attached atomic.Int32 // streams to the guest and consoles that are open
@@ -51,14 +51,16 @@ type Monitor struct {
 
 // New returns the monitor of the VM whose directories are given. It does nothing yet.
 func New(dirs monitorlink.Dirs, launch monitorlink.Launch, ln *net.UnixListener, log *slog.Logger) *Monitor {
+	b := newBoard(monitorlink.Status{
+		Phase: monitorlink.Booting, MonitorPid: os.Getpid(), Settings: launch.Settings(),
+	})
 	return &Monitor{
 		dirs: dirs, launch: launch, listener: ln, log: log,
-		board: newBoard(monitorlink.Status{
-			Phase: monitorlink.Booting, MonitorPid: os.Getpid(), Settings: launch.Settings(),
-		}),
+		board:   b,
 		console: newConsole(dirs.ConsoleLog()),
-		link:    newLink(),
+		link:    newLink(launch.Restore),
 		samples: newSamples(),
+		saver:   &saver{id: launch.ID, disks: launch.Machine.Disks, board: b, log: log},
 	}
 }
 
@@ -68,8 +70,15 @@ func (m *Monitor) Run(ctx context.Context) error {
 		return err
 	}
 	defer m.listener.Close() //nolint:errcheck // nothing to flush
-	exit := m.session(ctx)
-	err := m.dirs.WriteExit(exit)
+	var exit monitorlink.Exit
+	ports, err := openPorts(m.launch.Publish, m.link, m.board, m.log)
+	if err != nil {
+		exit = failed(m.launch.Restore, err)
+	} else {
+		exit = m.session(ctx, ports)
+		ports.close()
+	}
+	err = m.dirs.WriteExit(exit)
 	if err != nil {
 		m.log.Error("leave exit record", "err", err)
 	}
@@ -81,15 +90,16 @@ func (m *Monitor) Run(ctx context.Context) error {
 }
 
 // session is the life of the VMM.
-func (m *Monitor) session(ctx context.Context) monitorlink.Exit {
+func (m *Monitor) session(ctx context.Context, ports *ports) monitorlink.Exit {
 	began := time.Now()
 	m.began = began
 	m.enterGroup()
+	if m.launch.Nice != 0 {
+		_ = unix.Setpriority(unix.PRIO_PGRP, 0, m.launch.Nice) // all threads; the monitor leads a group of its own
+	}
 	vmm, network, err := m.boot(ctx)
 	if err != nil {
-		return monitorlink.Exit{
-			Cause: monitorlink.BootFailed, Detail: err.Error(), Hint: fault.HintOf(err), At: time.Now(),
-		}
+		return failed(m.launch.Restore, err)
 	}
 	defer vmm.Kill()
 	m.board.update(func(s *monitorlink.Status) {
@@ -120,27 +130,30 @@ func (m *Monitor) session(ctx context.Context) monitorlink.Exit {
 	ready := make(chan guestReady, 1)
 	wg.Go(func() { m.link.keep(ctx, vmm.Link(), m.board, ready, m.log) })
 
-	deadline := time.NewTimer(m.launch.BootTimeout)
+	deadline := time.NewTimer(m.launch.BootTimeout - time.Since(began))
 	defer deadline.Stop()
 	for {
 		select {
 		case hello := <-ready:
 			deadline.Stop()
+			if hello.err != nil {
+				vmm.Kill()
+				m.console.settle()
+				exit := failed(m.launch.Restore, hello.err)
+				exit.ConsoleTail = m.console.tail()
+				return exit
+			}
 			m.board.update(func(s *monitorlink.Status) {
 				s.Phase, s.Reachable = monitorlink.Ready, true
 				s.BootID, s.KernelRelease, s.AgentVersion = hello.bootID, hello.release, hello.agent
 				s.Stages = append(s.Stages, monitorlink.Stage{Name: "guest", Elapsed: hello.at.Sub(began) - s.Stages[0].Elapsed})
 			})
+			wg.Go(func() { ports.carry(ctx, network) })
 			m.log.Info("guest ready", "vm", m.launch.ID, "dur", hello.at.Sub(began))
 		case <-deadline.C:
 			vmm.Kill()
 			m.console.settle()
-			return monitorlink.Exit{
-				Cause:       monitorlink.BootTimeout,
-				Detail:      fmt.Sprintf("the agent in the guest did not answer within %s", m.launch.BootTimeout),
-				ConsoleTail: m.console.tail(),
-				At:          time.Now(),
-			}
+			return silent(m.launch.BootTimeout, m.console.tail())
 		case <-ctx.Done():
 			vmm.Kill()
 			return m.exitOf(vmm)
@@ -152,6 +165,15 @@ func (m *Monitor) session(ctx context.Context) monitorlink.Exit {
 			}
 			return exit
 		}
+	}
+}
+
+// silent is the end of a VM whose agent has not answered.
+func silent(within time.Duration, console string) monitorlink.Exit {
+	return monitorlink.Exit{
+		Cause:       monitorlink.BootTimeout,
+		Detail:      fmt.Sprintf("the agent in the guest did not answer within %s", within),
+		ConsoleTail: console, At: time.Now(),
 	}
 }
 
@@ -175,6 +197,8 @@ type network struct {
 
 // boot makes the network and starts the VMM.
 func (m *Monitor) boot(ctx context.Context) (hypervisor.VMM, *network, error) {
+	ctx, cancel := context.WithTimeout(ctx, m.launch.BootTimeout)
+	defer cancel()
 	backend, err := backends.Make(m.launch.Backend, m.launch.Host)
 	if err != nil {
 		return nil, nil, err
@@ -186,7 +210,7 @@ func (m *Monitor) boot(ctx context.Context) (hypervisor.VMM, *network, error) {
 			return nil, nil, err
 		}
 	}
-	vmm, err := backend.Boot(ctx, machine)
+	vmm, err := startVMM(ctx, backend, machine, m.launch.Restore)
 	if err != nil {
 		if n != nil {
 			_ = n.conn.Close()

@@ -86,14 +86,17 @@ func (m *Monitor) handle(ctx context.Context, conn *net.UnixConn, vmm hypervisor
 			m.sendSamples(ctx, conn, spec)
 		}
 	case monitorlink.OpGrow:
-		_ = answer(conn, grow(ctx, vmm, req.Grow))
+		_ = answer(conn, m.saver.unless(func() error { return grow(ctx, vmm, req.Grow) }))
+	case monitorlink.OpSave:
+		cut() // the VM's end is to be told, too
+		m.saver.serve(ctx, conn, vmm, req.Save)
 	case monitorlink.OpSet:
 		before, err := m.set(ctx, vmm, req.Set)
 		if answer(conn, err) == nil && err == nil {
 			_ = monitorlink.WriteLine(conn, before)
 		}
 	case monitorlink.OpPause, monitorlink.OpResume:
-		_ = answer(conn, m.pause(ctx, vmm, req.Op == monitorlink.OpPause))
+		_ = answer(conn, m.saver.unless(func() error { return m.pause(ctx, vmm, req.Op == monitorlink.OpPause) }))
 	default:
 		_ = answer(conn, fault.New(fault.Unsupported, "this monitor does not know the request %q", req.Op).
 			WithHint("it was started by an older banger; restart the VM"))

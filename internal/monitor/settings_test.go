@@ -10,6 +10,7 @@ import (
 
 	"banger/internal/fault"
 	"banger/internal/hypervisor"
+	"banger/internal/microvm"
 	"banger/internal/monitorlink"
 )
 
@@ -72,7 +73,7 @@ func TestSetMemoryWaitsForTheGuest(t *testing.T) {
 
 func TestSetRefusesWhatCannotBe(t *testing.T) {
 	t.Parallel()
-	m := New(monitorlink.Dirs{}, monitorlink.Launch{TTL: time.Hour}, nil, slog.New(slog.DiscardHandler))
+	m := New(monitorlink.Dirs{}, monitorlink.Launch{Lifetime: microvm.Lifetime{TTL: time.Hour}}, nil, slog.New(slog.DiscardHandler))
 	m.began = time.Now().Add(-time.Minute)
 	var plain struct{ hypervisor.VMM } // can nothing
 	for name, c := range map[string]struct {

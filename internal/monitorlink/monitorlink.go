@@ -26,13 +26,14 @@ type Launch struct {
 	Reason      string          // why this backend and accelerator, for people
 	Host        json.RawMessage // what the backend knows of the host, in the backend's own words
 	Machine     hypervisor.Machine
-	Network     *Network      // nil: none
+	Network     *Network // nil: none
+	Publish     []microvm.Publish
 	Group       cgroup.Group  // that the monitor enters before it starts the VMM
 	Limits      cgroup.Limits // of the group
-	TTL         time.Duration // from the start on; then the VM is shut down; 0: none
-	IdleTimeout time.Duration // without activity; then the VM is shut down; 0: none
+	microvm.Lifetime
 	BootTimeout time.Duration // until the agent must have answered
 	Restore     *Restore      // nil: the VM boots
+	Nice        int           // of the monitor and all that it starts, setpriority(2)
 }
 
 // Restore says that the VM is not booted but continued from a snapshot, and who it is from then on.
@@ -73,7 +74,8 @@ type Status struct {
 	Reachable     bool // the guest link is up
 	Stages        []Stage
 	Settings      Settings // at present
-	Exit          *Exit    // in Ended
+	Published     []Published
+	Exit          *Exit // in Ended
 }
 
 // Stage is a finished step of the boot.
@@ -92,11 +94,14 @@ const (
 	IdleExpired Cause = "idle"         // nothing had happened in it for too long
 	BootFailed  Cause = "boot-failed"  // the VMM could not be started
 	MonitorLost Cause = "monitor-lost" // the monitor is gone and left no word: killed, or the host went down
+	// RestoreFailed: the VM could not be continued from its snapshot. It may boot.
+	RestoreFailed Cause = "restore-failed"
 )
 
 // Exit says how a monitor ended. The monitor leaves it in the VM's directory.
 type Exit struct {
 	Cause       Cause
+	Kind        string `json:",omitempty"` // of a fault, with BootFailed and RestoreFailed: what kind of failure it was
 	Detail      string
 	Hint        string
 	ConsoleTail string // the last lines of the console, if the end was not asked for

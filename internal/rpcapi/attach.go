@@ -144,7 +144,12 @@ func (v *VMs) exec(ctx context.Context, a *attachStream, ref string, spec *bange
 	if err != nil {
 		return err
 	}
+	elsewhere := cmd
+	inWorkspace(ctx, v.workspaces, vm, &cmd, func(p *bangerv1.Progress) { _ = a.progress(p) })
 	p, err := guest.Start(ctx, machines.Command(vm.Spec.ImageConfig, cmd))
+	if fault.Is(err, fault.Precondition) && cmd.Dir != elsewhere.Dir { // it has been taken away in the guest
+		p, err = guest.Start(ctx, machines.Command(vm.Spec.ImageConfig, elsewhere))
+	}
 	switch guestlink.StartStatus(err) {
 	case guestlink.StatusNotFound:
 		return newError(connect.CodeNotFound, kindCommandNotFound, err)

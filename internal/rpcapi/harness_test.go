@@ -159,7 +159,7 @@ func newBed(t *testing.T) *bed {
 	}
 	var protocols http.Protocols
 	protocols.SetUnencryptedHTTP2(true)
-	server := &http.Server{Handler: rpcapi.Handler(rpcapi.Services{Machines: svc, Operations: ops, Journal: b.db.Journal(), System: stub{}}), Protocols: &protocols}
+	server := &http.Server{Handler: rpcapi.Handler(rpcapi.Services{Machines: svc, Operations: ops, Journal: b.db.Journal(), System: stub{}}), Protocols: &protocols, HTTP2: rpcapi.HTTP2()}
 	go server.Serve(ln) //nolint:errcheck // ends with the test
 	if b.api, err = rpcclient.Connect(t.Context(), rpcclient.Options{Socket: b.path("sock")}); err != nil {
 		t.Fatal(err)

@@ -44,10 +44,23 @@ func (v *VMs) Ports(ctx context.Context, req *connect.Request[bangerv1.PortsRequ
 	if err != nil {
 		return nil, toError(err)
 	}
+	info, err := v.machines.Get(ctx, req.Msg.GetVm())
+	if err != nil {
+		return nil, toError(err)
+	}
+	type end struct {
+		protocol string
+		port     uint16
+	}
+	hosts := map[end]string{}
+	for _, p := range info.Status.Published {
+		hosts[end{p.Protocol, p.GuestPort}] = p.Host.String()
+	}
 	res := &bangerv1.PortsResponse{}
 	for _, p := range ports {
 		res.Ports = append(res.Ports, &bangerv1.Port{
 			Protocol: p.Protocol, Address: p.Address, Port: uint32(p.Port), Process: p.Process,
+			HostAddress: hosts[end{p.Protocol, p.Port}],
 		})
 	}
 	return connect.NewResponse(res), nil

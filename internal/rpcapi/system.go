@@ -14,6 +14,7 @@ import (
 	"banger/internal/kernels"
 	"banger/internal/machines"
 	"banger/internal/operations"
+	"banger/internal/workspaces"
 )
 
 // Check is one requirement and whether it is met.
@@ -105,6 +106,7 @@ type Services struct {
 	Machines   *machines.Service
 	Images     *images.Store
 	Kernels    *kernels.Store
+	Workspaces *workspaces.Service
 	Operations *operations.Registry
 	Journal    *journal.Journal
 	System     System
@@ -119,9 +121,14 @@ func Handler(s Services) http.Handler {
 		}),
 		connect.WithReadMaxBytes(maxMessage),
 	}
-	mux.Handle(bangerv1connect.NewVMServiceHandler(&VMs{machines: s.Machines, operations: s.Operations}, options...))
+	mux.Handle(bangerv1connect.NewVMServiceHandler(&VMs{guests: guests{machines: s.Machines}, workspaces: s.Workspaces, operations: s.Operations}, options...))
 	mux.Handle(bangerv1connect.NewImageServiceHandler(imageServer{s.Images, s.Kernels, s.Machines, s.Operations}, options...))
 	mux.Handle(bangerv1connect.NewKernelServiceHandler(kernelServer{s.Kernels, s.Operations}, options...))
+	mux.Handle(bangerv1connect.NewWorkspaceServiceHandler(workspaceServer{
+		machines: s.Machines, workspaces: s.Workspaces, operations: s.Operations,
+	}, options...))
+	mux.Handle(bangerv1connect.NewSnapshotServiceHandler(snapshotServer{s.Machines, s.Operations}, options...))
+	mux.Handle(bangerv1connect.NewTemplateServiceHandler(templateServer{s.Machines, s.Operations}, options...))
 	mux.Handle(bangerv1connect.NewOperationServiceHandler(operationServer{s.Operations}, options...))
 	mux.Handle(bangerv1connect.NewEventServiceHandler(eventServer{s.Journal}, options...))
 	mux.Handle(bangerv1connect.NewSystemServiceHandler(systemServer{s.System}, options...))

@@ -25,6 +25,11 @@ func toVM(info machines.Info) *bangerv1.VM {
 		DiskAllocated: info.DiskAllocated, DiskApparent: info.DiskApparent,
 	}
 	vm.Main, vm.ExposedPorts = toProcess(info.Spec.Main), info.Spec.ImageConfig.Ports
+	for _, p := range info.Status.Published {
+		vm.Published = append(vm.Published, &bangerv1.PublishedPort{
+			Protocol: p.Protocol, HostAddress: p.Host.String(), GuestPort: uint32(p.GuestPort),
+		})
+	}
 	for _, st := range info.Status.Stages {
 		vm.StartStages = append(vm.StartStages, &bangerv1.Stage{Name: st.Name, Elapsed: durationpb.New(st.Elapsed)})
 	}
@@ -53,8 +58,13 @@ func toTime(t time.Time) *timestamppb.Timestamp {
 }
 
 func toSpec(s microvm.Spec) *bangerv1.Spec {
+	var publish []string
+	for _, p := range s.Publish {
+		publish = append(publish, p.String())
+	}
 	return &bangerv1.Spec{
-		Image: s.Image, Kernel: s.Kernel, Vcpus: int32(s.VCPUs), Memory: s.Memory, DiskSize: s.DiskSize, // <= 32
+		Publish: publish,
+		Image:   s.Image, Kernel: s.Kernel, Vcpus: int32(s.VCPUs), Memory: s.Memory, DiskSize: s.DiskSize, // <= 32
 		Init: string(s.Init), Net: string(s.Net), Backend: s.Backend, Env: s.Env, Labels: s.Labels,
 		Ttl: toDuration(s.TTL), IdleTimeout: toDuration(s.IdleTimeout),
 		CpuWeight: int32(s.Weights.CPU), IoWeight: int32(s.Weights.IO), // <= 10000
@@ -66,8 +76,8 @@ func fromSpec(s *bangerv1.Spec) microvm.Spec {
 		Image: s.GetImage(), Kernel: s.GetKernel(), VCPUs: int(s.GetVcpus()), Memory: s.GetMemory(),
 		DiskSize: s.GetDiskSize(), Init: microvm.Init(s.GetInit()), Net: microvm.Net(s.GetNet()),
 		Backend: s.GetBackend(), Env: s.GetEnv(), Labels: s.GetLabels(),
-		TTL: s.GetTtl().AsDuration(), IdleTimeout: s.GetIdleTimeout().AsDuration(),
-		Weights: microvm.Weights{CPU: int(s.GetCpuWeight()), IO: int(s.GetIoWeight())},
+		Lifetime: microvm.Lifetime{TTL: s.GetTtl().AsDuration(), IdleTimeout: s.GetIdleTimeout().AsDuration()},
+		Weights:  microvm.Weights{CPU: int(s.GetCpuWeight()), IO: int(s.GetIoWeight())},
 	}
 }
 

@@ -11,17 +11,18 @@ import (
 
 	"banger/internal/fault"
 	bangerv1 "banger/internal/gen/banger/v1"
-	"banger/internal/gen/banger/v1/bangerv1connect"
 	"banger/internal/machines"
+	"banger/internal/microvm"
 	"banger/internal/operations"
 	"banger/internal/progress"
+	"banger/internal/workspaces"
 )
 
 // VMs serves the VM service.
 type VMs struct {
-	bangerv1connect.UnimplementedVMServiceHandler // for what this version does not have
+	guests
 
-	machines   *machines.Service
+	workspaces *workspaces.Service
 	operations *operations.Registry
 }
 
@@ -63,10 +64,18 @@ func (v *VMs) Create(
 func (v *VMs) create(
 	ctx context.Context, op *operations.Operation, req *bangerv1.CreateRequest, ephemeral bool,
 ) (machines.Info, error) {
+	if err := checkWorkspace(ctx, v.workspaces, req); err != nil { // before a VM is made for it
+		return machines.Info{}, err
+	}
 	spec := fromSpec(req.GetSpec())
+	published, err := microvm.ParsePublished(req.GetSpec().GetPublish())
+	if err != nil {
+		return machines.Info{}, err
+	}
+	spec.Publish = published
 	spec.Main = fromProcess(req.GetMain())
 	vm, err := v.machines.Create(ctx, machines.CreateRequest{
-		Name: req.GetName(), Spec: spec, Ephemeral: ephemeral,
+		Name: req.GetName(), Spec: spec, Ephemeral: ephemeral, Template: req.GetStart() && !req.GetNoTemplate(),
 	}, op.Report)
 	if err != nil {
 		return machines.Info{}, err
@@ -75,6 +84,12 @@ func (v *VMs) create(
 	if req.GetStart() {
 		info, err := v.machines.Start(ctx, string(vm.ID), op.Report)
 		info.ID = vm.ID
+		if err == nil && !req.GetNoTemplate() {
+			machines.TemplatesOf(v.machines).Prepare(info.VM)
+		}
+		if err == nil && req.GetWorkspace() != nil {
+			_, err = prepare(ctx, v.machines, v.workspaces, string(vm.ID), req.GetWorkspace(), op.Report)
+		}
 		return info, err
 	}
 	return v.machines.Get(ctx, string(vm.ID))

@@ -52,6 +52,9 @@ type Client struct {
 	Events     bangerv1connect.EventServiceClient
 	Images     bangerv1connect.ImageServiceClient
 	Kernels    bangerv1connect.KernelServiceClient
+	Snapshots  bangerv1connect.SnapshotServiceClient
+	Templates  bangerv1connect.TemplateServiceClient
+	Workspaces bangerv1connect.WorkspaceServiceClient
 	System     bangerv1connect.SystemServiceClient
 	// Status is what the daemon said of itself when the connection was made.
 	Status *bangerv1.StatusResponse
@@ -160,6 +163,9 @@ func newClient(socket string, first net.Conn) *Client {
 		Events:     bangerv1connect.NewEventServiceClient(h, baseURL, options),
 		Images:     bangerv1connect.NewImageServiceClient(h, baseURL, options),
 		Kernels:    bangerv1connect.NewKernelServiceClient(h, baseURL, options),
+		Snapshots:  bangerv1connect.NewSnapshotServiceClient(h, baseURL, options),
+		Templates:  bangerv1connect.NewTemplateServiceClient(h, baseURL, options),
+		Workspaces: bangerv1connect.NewWorkspaceServiceClient(h, baseURL, options),
 		System:     bangerv1connect.NewSystemServiceClient(h, baseURL, options),
 		transport:  t,
 	}

@@ -8,7 +8,8 @@
 // VMM crashed.
 //
 // A VMM has one goroutine, which waits for the process and then closes Done. vmm.mu guards the flags; it is held while a
-// signal is sent, which does not block.
+// signal is sent, which does not block. vmm.turn is held by whoever pauses, resumes or saves, for as long as that takes;
+// mu may be taken while it is held.
 package fakevmm
 
 import (
@@ -17,6 +18,7 @@ import (
 	"net"
 	"os"
 	"slices"
+	"strconv"
 	"sync"
 	"syscall"
 	"time"
@@ -33,6 +35,7 @@ const (
 	EnvDisk    = "FAKEVMM_DISK_"   // followed by a disk's serial: its path
 	EnvMAC     = "FAKEVMM_MAC"     // the network device's address, if there is one
 	EnvMemory  = "FAKEVMM_MEMORY"  // path of a file with the size of the guest's memory in bytes, in decimal
+	EnvRan     = "FAKEVMM_RAN_MS"  // for how many milliseconds a guest that is restored has run before it was saved; else 0
 )
 
 // ExitReset is the exit status of a guest that reboots or panics (EX_TEMPFAIL of sysexits.h: try again).
@@ -40,7 +43,7 @@ const ExitReset = 75
 
 // Faults are things that go wrong on purpose. The zero value is none.
 type Faults struct {
-	Boot error // Boot fails with it
+	Boot error // Boot and Restore fail with it
 	Mute bool  // the guest runs, but nothing that is written to its link arrives and it never answers
 }
 
@@ -60,43 +63,62 @@ func (b *Backend) Name() string { return "fake" }
 
 // Capabilities are those of no VMM at all.
 func (b *Backend) Capabilities() hypervisor.Capabilities {
-	return hypervisor.Capabilities{Accelerator: "none", Version: "0", Pause: true, GrowDisk: true, SizeMemory: true, MaxVCPUs: 1 << 10}
+	return hypervisor.Capabilities{Accelerator: "none", Version: "0", Pause: true, Snapshot: true, GrowDisk: true, SizeMemory: true, MaxVCPUs: 1 << 10}
 }
 
 // Boot starts the guest's program.
 func (b *Backend) Boot(ctx context.Context, m hypervisor.Machine) (hypervisor.VMM, error) {
-	if m.NIC != nil && m.NIC.Conn != nil {
-		defer m.NIC.Conn.Close() //nolint:errcheck // the guest has its own copy by then
-	}
-	if err := ctx.Err(); err != nil {
-		return nil, fmt.Errorf("boot %s: %w", m.ID, err)
-	}
-	if err := m.Validate(); err != nil {
-		return nil, err
-	}
-	disks, err := m.OpenFiles()
-	if err != nil {
-		return nil, fmt.Errorf("boot %s: %w", m.ID, err)
-	}
-	for _, d := range disks { // the guest opens them itself
-		_ = d.Close()
-	}
-	if b.faults.Boot != nil {
-		return nil, fmt.Errorf("boot %s: %w", m.ID, b.faults.Boot)
-	}
-	if len(b.command) == 0 {
-		return nil, fault.New(fault.Invalid, "boot %s: the fake backend has no command for its guests", m.ID)
-	}
-	v, err := b.start(m)
+	v, err := b.launch(ctx, m, nil)
 	if err != nil {
 		return nil, fmt.Errorf("boot %s: %w", m.ID, err)
 	}
 	return v, nil
 }
 
-func (b *Backend) start(m hypervisor.Machine) (_ *vmm, err error) {
-	v := &vmm{machine: m, done: make(chan struct{}), balloon: balloon{machine: m}}
-	if err := v.balloon.set(m.Memory); err != nil {
+// launch starts a machine, paused if it is that of a snapshot.
+func (b *Backend) launch(ctx context.Context, m hypervisor.Machine, from *hypervisor.Snapshot) (*vmm, error) {
+	if m.NIC != nil && m.NIC.Conn != nil {
+		defer m.NIC.Conn.Close() //nolint:errcheck // the guest has its own copy by then
+	}
+	if err := ctx.Err(); err != nil {
+		return nil, err
+	}
+	if err := m.Validate(); err != nil {
+		return nil, err
+	}
+	disks, err := m.OpenFiles()
+	if err != nil {
+		return nil, err
+	}
+	for _, d := range disks { // the guest opens them itself
+		_ = d.Close()
+	}
+	if b.faults.Boot != nil {
+		return nil, b.faults.Boot
+	}
+	if len(b.command) == 0 {
+		return nil, fault.New(fault.Invalid, "the fake backend has no command for its guests")
+	}
+	before := state{Memory: m.Memory}
+	if from != nil {
+		if before, err = read(m, *from); err != nil {
+			return nil, err
+		}
+	}
+	v, err := b.start(m, before)
+	if err != nil {
+		return nil, err
+	}
+	if from != nil {
+		v.setPaused(true)
+	}
+	return v, nil
+}
+
+// start starts the guest's program, which goes on from a state.
+func (b *Backend) start(m hypervisor.Machine, from state) (_ *vmm, err error) {
+	v := &vmm{machine: m, done: make(chan struct{}), balloon: balloon{machine: m}, ranBefore: from.Ran, since: time.Now()}
+	if err := v.balloon.set(from.Memory); err != nil {
 		return nil, err
 	}
 	var guest []*os.File
@@ -132,7 +154,7 @@ func (b *Backend) start(m hypervisor.Machine) (_ *vmm, err error) {
 		files = append(slices.Clip(files), m.NIC.Conn)
 	}
 	v.proc, err = hostexec.Start(hostexec.Cmd{
-		Path: b.command[0], Args: b.command[1:], Env: environment(m), Dir: m.Dir,
+		Path: b.command[0], Args: b.command[1:], Env: environment(m, from), Dir: m.Dir,
 		Stdout: guest[1], Stderr: guest[1], Files: files,
 	})
 	if err != nil {
@@ -145,8 +167,9 @@ func (b *Backend) start(m hypervisor.Machine) (_ *vmm, err error) {
 	return v, nil
 }
 
-func environment(m hypervisor.Machine) []string {
-	env := append(os.Environ(), EnvID+"="+m.ID, EnvCmdline+"="+m.Cmdline, EnvMemory+"="+balloonFile(m))
+func environment(m hypervisor.Machine, from state) []string {
+	env := append(os.Environ(), EnvID+"="+m.ID, EnvCmdline+"="+m.Cmdline, EnvMemory+"="+balloonFile(m),
+		EnvRan+"="+strconv.FormatInt(from.Ran.Milliseconds(), 10))
 	for _, d := range m.Disks {
 		env = append(env, EnvDisk+d.Serial+"="+d.Path)
 	}
@@ -183,9 +206,13 @@ type vmm struct {
 	done          chan struct{}
 	exit          hypervisor.Exit // set before done is closed
 
-	mu     sync.Mutex
-	paused bool
-	killed bool
+	turn sync.Mutex
+
+	mu        sync.Mutex
+	paused    bool
+	killed    bool
+	ranBefore time.Duration // how long the guest had run when it last began to
+	since     time.Time     // when that was; while it is paused it says nothing
 }
 
 // reap waits for the end of the guest and records how it ended.
@@ -235,14 +262,22 @@ func (v *vmm) Exit() hypervisor.Exit {
 	return v.exit
 }
 
-func (v *vmm) Pause(ctx context.Context) error { return v.setPaused(ctx, "pause", true) }
+func (v *vmm) Pause(ctx context.Context) error { return v.pause(ctx, "pause", true) }
 
-func (v *vmm) Resume(ctx context.Context) error { return v.setPaused(ctx, "resume", false) }
+func (v *vmm) Resume(ctx context.Context) error { return v.pause(ctx, "resume", false) }
 
-func (v *vmm) setPaused(ctx context.Context, what string, paused bool) error {
+func (v *vmm) pause(ctx context.Context, what string, paused bool) error {
+	v.turn.Lock()
+	defer v.turn.Unlock()
 	if err := v.alive(ctx, what); err != nil {
 		return err
 	}
+	v.setPaused(paused)
+	return nil
+}
+
+// setPaused stops the guest or lets it go on. It may have ended.
+func (v *vmm) setPaused(paused bool) {
 	sig := syscall.SIGCONT
 	if paused {
 		sig = syscall.SIGSTOP
@@ -250,17 +285,33 @@ func (v *vmm) setPaused(ctx context.Context, what string, paused bool) error {
 	v.mu.Lock()
 	defer v.mu.Unlock()
 	v.proc.Signal(sig)
+	switch {
+	case paused && !v.paused:
+		v.ranBefore += time.Since(v.since)
+	case !paused && v.paused:
+		v.since = time.Now()
+	}
 	v.paused = paused
-	return nil
+}
+
+func (v *vmm) isPaused() bool {
+	v.mu.Lock()
+	defer v.mu.Unlock()
+	return v.paused
+}
+
+// ran says how long a paused guest has run.
+func (v *vmm) ran() time.Duration {
+	v.mu.Lock()
+	defer v.mu.Unlock()
+	return v.ranBefore
 }
 
 func (v *vmm) Status(ctx context.Context) (hypervisor.Status, error) {
 	if err := v.alive(ctx, "ask for the status of"); err != nil {
 		return "", err
 	}
-	v.mu.Lock()
-	defer v.mu.Unlock()
-	if v.paused {
+	if v.isPaused() {
 		return hypervisor.Paused, nil
 	}
 	return hypervisor.Running, nil

@@ -16,8 +16,8 @@ const linkPort = "banger.link"
 const translationCache = 256
 
 // balloonDevice takes memory from the guest and gives it back. By free page reporting the guest says by itself which pages
-// it has freed, and QEMU gives them back to the host. Not where memory is a private mapping of a file: QEMU 7.2 would
-// punch holes into that file, and take the pages from everybody who has it mapped (ram_block_discard_range).
+// it has freed, and QEMU gives them back to the host. Not where several VMs map one file: QEMU 7.2 punches holes into the
+// file, which would take the pages from all of them (ram_block_discard_range).
 const balloonDevice = "virtio-balloon-device,id=balloon,free-page-reporting=on"
 
 // descriptors are the numbers of the descriptors that QEMU inherits.
@@ -25,23 +25,23 @@ type descriptors struct {
 	qmp, console, link int
 	nic                int // 0: none
 	disks              []int
-	memory             int // 0: the guest's memory is in no file
+	memory             int // 0: the guest's memory comes from no file
 }
 
 // arguments returns QEMU's command line for a machine that boots, without the program's name. Nothing in it opens a file
 // but the kernel and the initramfs; sockets and disks are inherited, so that QEMU leaves nothing behind in the file system.
 func arguments(h Host, m hypervisor.Machine, fds descriptors) []string {
-	return append(board(h, m, fds, true), "-kernel", m.Kernel, "-initrd", m.Initramfs, "-append", Cmdline(h, m.Cmdline))
+	return append(board(h, m, fds), "-kernel", m.Kernel, "-initrd", m.Initramfs, "-append", Cmdline(h, m.Cmdline))
 }
 
 // restoreArguments returns the command line for a machine that waits for its state.
 func restoreArguments(h Host, m hypervisor.Machine, fds descriptors) []string {
-	return append(board(h, m, fds, false), "-S", "-incoming", "defer")
+	return append(board(h, m, fds), "-S", "-incoming", "defer")
 }
 
-// board returns the part of the command line that makes the devices. shared: what the guest writes goes to the file that
-// its memory is in; else that file stays as it is.
-func board(h Host, m hypervisor.Machine, fds descriptors, shared bool) []string {
+// board returns the part of the command line that makes the devices. A file that the memory comes from is mapped privately:
+// it stays as it is.
+func board(h Host, m hypervisor.Machine, fds descriptors) []string {
 	args := []string{
 		"-name", "guest=" + escape("banger-"+m.ID+"-"+m.Name),
 		// Interrupt controller and timer of the PC are left out: the APIC does all. The clock chip stays: without it a
@@ -55,8 +55,9 @@ func board(h Host, m hypervisor.Machine, fds descriptors, shared bool) []string 
 	}
 	if fds.memory != 0 {
 		args = append(args, "-machine", "memory-backend=memory", "-object", fmt.Sprintf(
-			"memory-backend-file,id=memory,size=%dM,mem-path=/proc/self/fd/%d,share=%s", m.Memory>>20, fds.memory, onOff(shared)))
-	} else {
+			"memory-backend-file,id=memory,size=%dM,mem-path=/proc/self/fd/%d,share=off", m.Memory>>20, fds.memory))
+	}
+	if !m.FixedMemory {
 		args = append(args, "-device", balloonDevice)
 	}
 	args = append(args, processor(h)...)

@@ -14,8 +14,8 @@ func (v *vmm) SetMemory(ctx context.Context, size int64) error {
 	if err := v.machine.CheckMemory(size); err != nil {
 		return err
 	}
-	if v.mapped {
-		return fault.New(fault.Unsupported, "set the memory of the VM: it lies in a file").
+	if v.machine.FixedMemory {
+		return fault.New(fault.Unsupported, "set the memory of the VM: it is fixed").
 			WithHint("give the size when the VM is made")
 	}
 	return v.execute(ctx, "set the memory of", "balloon", struct {
@@ -25,7 +25,7 @@ func (v *vmm) SetMemory(ctx context.Context, size int64) error {
 
 // Memory implements [hypervisor.MemorySizer].
 func (v *vmm) Memory(ctx context.Context) (int64, error) {
-	if v.mapped {
+	if v.machine.FixedMemory {
 		return v.machine.Memory, nil
 	}
 	var answer struct {

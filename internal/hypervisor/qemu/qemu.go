@@ -57,16 +57,7 @@ func (b *Backend) Capabilities() hypervisor.Capabilities {
 
 // Boot starts QEMU and returns when it answers QMP and its vCPUs run.
 func (b *Backend) Boot(ctx context.Context, m hypervisor.Machine) (hypervisor.VMM, error) {
-	p := process{arguments: arguments}
-	if m.MemoryFile != "" {
-		var err error
-		if p.memory, err = makeMemory(m.MemoryFile, m.Memory); err != nil {
-			closeNIC(m)
-			return nil, fmt.Errorf("boot %s: %w", m.ID, err)
-		}
-		defer p.memory.Close() //nolint:errcheck // QEMU has its own copy by then
-	}
-	v, err := b.launch(ctx, m, p)
+	v, err := b.launch(ctx, m, process{arguments: arguments})
 	if err != nil {
 		return nil, fmt.Errorf("boot %s: %w", m.ID, err)
 	}
@@ -76,7 +67,7 @@ func (b *Backend) Boot(ctx context.Context, m hypervisor.Machine) (hypervisor.VM
 // process is what distinguishes one start of QEMU from another, besides its machine.
 type process struct {
 	arguments func(Host, hypervisor.Machine, descriptors) []string
-	memory    *os.File // what holds the guest's memory; nil: no file
+	memory    *os.File // what the guest's memory is at first; nil: zeros
 }
 
 // launch starts QEMU and returns when it answers QMP. It closes the machine's end of the network.
@@ -177,7 +168,10 @@ func (b *Backend) start(m hypervisor.Machine, p process, disks []*os.File) (_ *v
 		return nil, startFault(err)
 	}
 	v := newVMM(m, proc, stderr, ours[0], ours[1], ours[2])
-	v.mapped = p.memory != nil
+	if v.base, err = duplicate(p.memory); err != nil {
+		proc.Kill()
+		return nil, err
+	}
 	go v.qmp.run()
 	go v.reap()
 	return v, nil

@@ -21,13 +21,15 @@ const orphanGrace = 5 * time.Second
 // vmm is one QEMU process.
 type vmm struct {
 	machine       hypervisor.Machine
-	mapped        bool // the guest's memory lies in a file; such a VM has no balloon
+	base          *os.File // what the guest's memory was when it was restored; nil: zeros. Closed at the end
 	proc          *hostexec.Process
 	stderr        *tail
 	qmp           *client
 	console, link net.Conn
 	done          chan struct{}
 	exit          hypervisor.Exit // set before done is closed
+
+	saving sync.Mutex // held over a Save
 
 	mu     sync.Mutex
 	killed bool   // Kill was called
@@ -61,6 +63,9 @@ func (v *vmm) reap() {
 			v.proc.Kill()
 			<-v.proc.Done()
 		}
+	}
+	if v.base != nil {
+		_ = v.base.Close()
 	}
 	<-v.qmp.done // soon, for its other end is closed: the SHUTDOWN event may still have been on its way
 	v.exit = v.conclude()

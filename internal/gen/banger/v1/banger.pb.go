@@ -216,6 +216,12 @@ type Event struct {
 	//	*Event_Vm
 	//	*Event_Image
 	//	*Event_Kernel
+	//	*Event_Snapshot
+	//	*Event_Template
+	//	*Event_Forks
+	//	*Event_Workspace
+	//	*Event_Branch
+	//	*Event_Merge
 	Kind          isEvent_Kind `protobuf_oneof:"kind"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
@@ -301,6 +307,60 @@ func (x *Event) GetKernel() *Kernel {
 	return nil
 }
 
+func (x *Event) GetSnapshot() *Snapshot {
+	if x != nil {
+		if x, ok := x.Kind.(*Event_Snapshot); ok {
+			return x.Snapshot
+		}
+	}
+	return nil
+}
+
+func (x *Event) GetTemplate() *Template {
+	if x != nil {
+		if x, ok := x.Kind.(*Event_Template); ok {
+			return x.Template
+		}
+	}
+	return nil
+}
+
+func (x *Event) GetForks() *ForkResult {
+	if x != nil {
+		if x, ok := x.Kind.(*Event_Forks); ok {
+			return x.Forks
+		}
+	}
+	return nil
+}
+
+func (x *Event) GetWorkspace() *Workspace {
+	if x != nil {
+		if x, ok := x.Kind.(*Event_Workspace); ok {
+			return x.Workspace
+		}
+	}
+	return nil
+}
+
+func (x *Event) GetBranch() *WorkspaceBranch {
+	if x != nil {
+		if x, ok := x.Kind.(*Event_Branch); ok {
+			return x.Branch
+		}
+	}
+	return nil
+}
+
+func (x *Event) GetMerge() *WorkspaceMerge {
+	if x != nil {
+		if x, ok := x.Kind.(*Event_Merge); ok {
+			return x.Merge
+		}
+	}
+	return nil
+}
+
 type isEvent_Kind interface {
 	isEvent_Kind()
 }
@@ -321,6 +381,30 @@ type Event_Kernel struct {
 	Kernel *Kernel `protobuf:"bytes,5,opt,name=kernel,proto3,oneof"` // the result, last
 }
 
+type Event_Snapshot struct {
+	Snapshot *Snapshot `protobuf:"bytes,9,opt,name=snapshot,proto3,oneof"` // the result, last
+}
+
+type Event_Template struct {
+	Template *Template `protobuf:"bytes,10,opt,name=template,proto3,oneof"` // the result, last
+}
+
+type Event_Forks struct {
+	Forks *ForkResult `protobuf:"bytes,11,opt,name=forks,proto3,oneof"` // the result, last
+}
+
+type Event_Workspace struct {
+	Workspace *Workspace `protobuf:"bytes,6,opt,name=workspace,proto3,oneof"` // the result, last
+}
+
+type Event_Branch struct {
+	Branch *WorkspaceBranch `protobuf:"bytes,7,opt,name=branch,proto3,oneof"` // the result, last
+}
+
+type Event_Merge struct {
+	Merge *WorkspaceMerge `protobuf:"bytes,8,opt,name=merge,proto3,oneof"` // the result, last
+}
+
 func (*Event_Progress) isEvent_Kind() {}
 
 func (*Event_Vm) isEvent_Kind() {}
@@ -328,6 +412,18 @@ func (*Event_Vm) isEvent_Kind() {}
 func (*Event_Image) isEvent_Kind() {}
 
 func (*Event_Kernel) isEvent_Kind() {}
+
+func (*Event_Snapshot) isEvent_Kind() {}
+
+func (*Event_Template) isEvent_Kind() {}
+
+func (*Event_Forks) isEvent_Kind() {}
+
+func (*Event_Workspace) isEvent_Kind() {}
+
+func (*Event_Branch) isEvent_Kind() {}
+
+func (*Event_Merge) isEvent_Kind() {}
 
 type VM struct {
 	state         protoimpl.MessageState `protogen:"open.v1"`
@@ -353,6 +449,7 @@ type VM struct {
 	DiskApparent  int64                  `protobuf:"varint,20,opt,name=disk_apparent,json=diskApparent,proto3" json:"disk_apparent,omitempty"`    // bytes that they may take up: they are sparse
 	Main          *Process               `protobuf:"bytes,21,opt,name=main,proto3" json:"main,omitempty"`                                         // its main process; unset: none
 	ExposedPorts  []string               `protobuf:"bytes,22,rep,name=exposed_ports,json=exposedPorts,proto3" json:"exposed_ports,omitempty"`     // that its image says it listens on: "80/tcp"
+	Published     []*PublishedPort       `protobuf:"bytes,23,rep,name=published,proto3" json:"published,omitempty"`                               // while it runs
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
@@ -541,6 +638,74 @@ func (x *VM) GetExposedPorts() []string {
 	return nil
 }
 
+func (x *VM) GetPublished() []*PublishedPort {
+	if x != nil {
+		return x.Published
+	}
+	return nil
+}
+
+// PublishedPort is a port of the host that leads into a VM.
+type PublishedPort struct {
+	state         protoimpl.MessageState `protogen:"open.v1"`
+	Protocol      string                 `protobuf:"bytes,1,opt,name=protocol,proto3" json:"protocol,omitempty"`                          // tcp, udp
+	HostAddress   string                 `protobuf:"bytes,2,opt,name=host_address,json=hostAddress,proto3" json:"host_address,omitempty"` // address:port, as it is: with the port that was chosen
+	GuestPort     uint32                 `protobuf:"varint,3,opt,name=guest_port,json=guestPort,proto3" json:"guest_port,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *PublishedPort) Reset() {
+	*x = PublishedPort{}
+	mi := &file_banger_v1_banger_proto_msgTypes[4]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *PublishedPort) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*PublishedPort) ProtoMessage() {}
+
+func (x *PublishedPort) ProtoReflect() protoreflect.Message {
+	mi := &file_banger_v1_banger_proto_msgTypes[4]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use PublishedPort.ProtoReflect.Descriptor instead.
+func (*PublishedPort) Descriptor() ([]byte, []int) {
+	return file_banger_v1_banger_proto_rawDescGZIP(), []int{4}
+}
+
+func (x *PublishedPort) GetProtocol() string {
+	if x != nil {
+		return x.Protocol
+	}
+	return ""
+}
+
+func (x *PublishedPort) GetHostAddress() string {
+	if x != nil {
+		return x.HostAddress
+	}
+	return ""
+}
+
+func (x *PublishedPort) GetGuestPort() uint32 {
+	if x != nil {
+		return x.GuestPort
+	}
+	return 0
+}
+
 // Process is a command of a VM. What is empty is as the VM's image says.
 type Process struct {
 	state         protoimpl.MessageState `protogen:"open.v1"`
@@ -553,7 +718,7 @@ type Process struct {
 
 func (x *Process) Reset() {
 	*x = Process{}
-	mi := &file_banger_v1_banger_proto_msgTypes[4]
+	mi := &file_banger_v1_banger_proto_msgTypes[5]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -565,7 +730,7 @@ func (x *Process) String() string {
 func (*Process) ProtoMessage() {}
 
 func (x *Process) ProtoReflect() protoreflect.Message {
-	mi := &file_banger_v1_banger_proto_msgTypes[4]
+	mi := &file_banger_v1_banger_proto_msgTypes[5]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -578,7 +743,7 @@ func (x *Process) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Process.ProtoReflect.Descriptor instead.
 func (*Process) Descriptor() ([]byte, []int) {
-	return file_banger_v1_banger_proto_rawDescGZIP(), []int{4}
+	return file_banger_v1_banger_proto_rawDescGZIP(), []int{5}
 }
 
 func (x *Process) GetArgs() []string {
@@ -613,7 +778,7 @@ type Stage struct {
 
 func (x *Stage) Reset() {
 	*x = Stage{}
-	mi := &file_banger_v1_banger_proto_msgTypes[5]
+	mi := &file_banger_v1_banger_proto_msgTypes[6]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -625,7 +790,7 @@ func (x *Stage) String() string {
 func (*Stage) ProtoMessage() {}
 
 func (x *Stage) ProtoReflect() protoreflect.Message {
-	mi := &file_banger_v1_banger_proto_msgTypes[5]
+	mi := &file_banger_v1_banger_proto_msgTypes[6]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -638,7 +803,7 @@ func (x *Stage) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Stage.ProtoReflect.Descriptor instead.
 func (*Stage) Descriptor() ([]byte, []int) {
-	return file_banger_v1_banger_proto_rawDescGZIP(), []int{5}
+	return file_banger_v1_banger_proto_rawDescGZIP(), []int{6}
 }
 
 func (x *Stage) GetName() string {
@@ -672,13 +837,14 @@ type Spec struct {
 	IdleTimeout   *durationpb.Duration   `protobuf:"bytes,12,opt,name=idle_timeout,json=idleTimeout,proto3" json:"idle_timeout,omitempty"` // without exec, network or CPU activity; then it is stopped; unset or 0: none
 	CpuWeight     int32                  `protobuf:"varint,13,opt,name=cpu_weight,json=cpuWeight,proto3" json:"cpu_weight,omitempty"`      // 1 to 10000: share of the host's CPUs when others want them too; 0: the default, 100
 	IoWeight      int32                  `protobuf:"varint,14,opt,name=io_weight,json=ioWeight,proto3" json:"io_weight,omitempty"`         // likewise of its disks
+	Publish       []string               `protobuf:"bytes,15,rep,name=publish,proto3" json:"publish,omitempty"`                            // ports of the host that lead into the VM: [address:]hostport:guestport[/udp]; hostport 0: any
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
 
 func (x *Spec) Reset() {
 	*x = Spec{}
-	mi := &file_banger_v1_banger_proto_msgTypes[6]
+	mi := &file_banger_v1_banger_proto_msgTypes[7]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -690,7 +856,7 @@ func (x *Spec) String() string {
 func (*Spec) ProtoMessage() {}
 
 func (x *Spec) ProtoReflect() protoreflect.Message {
-	mi := &file_banger_v1_banger_proto_msgTypes[6]
+	mi := &file_banger_v1_banger_proto_msgTypes[7]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -703,7 +869,7 @@ func (x *Spec) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Spec.ProtoReflect.Descriptor instead.
 func (*Spec) Descriptor() ([]byte, []int) {
-	return file_banger_v1_banger_proto_rawDescGZIP(), []int{6}
+	return file_banger_v1_banger_proto_rawDescGZIP(), []int{7}
 }
 
 func (x *Spec) GetImage() string {
@@ -804,6 +970,13 @@ func (x *Spec) GetIoWeight() int32 {
 	return 0
 }
 
+func (x *Spec) GetPublish() []string {
+	if x != nil {
+		return x.Publish
+	}
+	return nil
+}
+
 type CreateRequest struct {
 	state protoimpl.MessageState `protogen:"open.v1"`
 	Name  string                 `protobuf:"bytes,1,opt,name=name,proto3" json:"name,omitempty"` // empty: the daemon makes one up
@@ -811,14 +984,16 @@ type CreateRequest struct {
 	Start bool                   `protobuf:"varint,3,opt,name=start,proto3" json:"start,omitempty"`
 	// The VM's main process, which runs from each start on and whose end stops the VM. Without args it is what the image
 	// runs, if that is more than a shell or an init; else there is none. Unset: none.
-	Main          *Process `protobuf:"bytes,4,opt,name=main,proto3" json:"main,omitempty"`
+	Main          *Process         `protobuf:"bytes,4,opt,name=main,proto3" json:"main,omitempty"`
+	NoTemplate    bool             `protobuf:"varint,6,opt,name=no_template,json=noTemplate,proto3" json:"no_template,omitempty"` // boot, although there may be a template; only with start
+	Workspace     *WorkspaceSource `protobuf:"bytes,5,opt,name=workspace,proto3" json:"workspace,omitempty"`                      // to be put into the VM once it is up; only with start
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
 
 func (x *CreateRequest) Reset() {
 	*x = CreateRequest{}
-	mi := &file_banger_v1_banger_proto_msgTypes[7]
+	mi := &file_banger_v1_banger_proto_msgTypes[8]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -830,7 +1005,7 @@ func (x *CreateRequest) String() string {
 func (*CreateRequest) ProtoMessage() {}
 
 func (x *CreateRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_banger_v1_banger_proto_msgTypes[7]
+	mi := &file_banger_v1_banger_proto_msgTypes[8]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -843,7 +1018,7 @@ func (x *CreateRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use CreateRequest.ProtoReflect.Descriptor instead.
 func (*CreateRequest) Descriptor() ([]byte, []int) {
-	return file_banger_v1_banger_proto_rawDescGZIP(), []int{7}
+	return file_banger_v1_banger_proto_rawDescGZIP(), []int{8}
 }
 
 func (x *CreateRequest) GetName() string {
@@ -874,6 +1049,890 @@ func (x *CreateRequest) GetMain() *Process {
 	return nil
 }
 
+func (x *CreateRequest) GetNoTemplate() bool {
+	if x != nil {
+		return x.NoTemplate
+	}
+	return false
+}
+
+func (x *CreateRequest) GetWorkspace() *WorkspaceSource {
+	if x != nil {
+		return x.Workspace
+	}
+	return nil
+}
+
+type ForkRequest struct {
+	state         protoimpl.MessageState `protogen:"open.v1"`
+	Vm            string                 `protobuf:"bytes,1,opt,name=vm,proto3" json:"vm,omitempty"`
+	Names         []string               `protobuf:"bytes,2,rep,name=names,proto3" json:"names,omitempty"`                                                                             // of the copies; empty: count of them, named after the VM
+	Count         int32                  `protobuf:"varint,3,opt,name=count,proto3" json:"count,omitempty"`                                                                            // without names: 1 to 100
+	Labels        map[string]string      `protobuf:"bytes,4,rep,name=labels,proto3" json:"labels,omitempty" protobuf_key:"bytes,1,opt,name=key" protobuf_val:"bytes,2,opt,name=value"` // beside those of the VM
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *ForkRequest) Reset() {
+	*x = ForkRequest{}
+	mi := &file_banger_v1_banger_proto_msgTypes[9]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *ForkRequest) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*ForkRequest) ProtoMessage() {}
+
+func (x *ForkRequest) ProtoReflect() protoreflect.Message {
+	mi := &file_banger_v1_banger_proto_msgTypes[9]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use ForkRequest.ProtoReflect.Descriptor instead.
+func (*ForkRequest) Descriptor() ([]byte, []int) {
+	return file_banger_v1_banger_proto_rawDescGZIP(), []int{9}
+}
+
+func (x *ForkRequest) GetVm() string {
+	if x != nil {
+		return x.Vm
+	}
+	return ""
+}
+
+func (x *ForkRequest) GetNames() []string {
+	if x != nil {
+		return x.Names
+	}
+	return nil
+}
+
+func (x *ForkRequest) GetCount() int32 {
+	if x != nil {
+		return x.Count
+	}
+	return 0
+}
+
+func (x *ForkRequest) GetLabels() map[string]string {
+	if x != nil {
+		return x.Labels
+	}
+	return nil
+}
+
+type ForkResult struct {
+	state         protoimpl.MessageState `protogen:"open.v1"`
+	Vms           []*VM                  `protobuf:"bytes,1,rep,name=vms,proto3" json:"vms,omitempty"`
+	Errors        []string               `protobuf:"bytes,2,rep,name=errors,proto3" json:"errors,omitempty"` // of copies that could not be made, while others could
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *ForkResult) Reset() {
+	*x = ForkResult{}
+	mi := &file_banger_v1_banger_proto_msgTypes[10]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *ForkResult) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*ForkResult) ProtoMessage() {}
+
+func (x *ForkResult) ProtoReflect() protoreflect.Message {
+	mi := &file_banger_v1_banger_proto_msgTypes[10]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use ForkResult.ProtoReflect.Descriptor instead.
+func (*ForkResult) Descriptor() ([]byte, []int) {
+	return file_banger_v1_banger_proto_rawDescGZIP(), []int{10}
+}
+
+func (x *ForkResult) GetVms() []*VM {
+	if x != nil {
+		return x.Vms
+	}
+	return nil
+}
+
+func (x *ForkResult) GetErrors() []string {
+	if x != nil {
+		return x.Errors
+	}
+	return nil
+}
+
+// Snapshot is a point of a VM to return to. It goes with its VM.
+type Snapshot struct {
+	state         protoimpl.MessageState `protogen:"open.v1"`
+	Name          string                 `protobuf:"bytes,1,opt,name=name,proto3" json:"name,omitempty"`
+	Vm            string                 `protobuf:"bytes,2,opt,name=vm,proto3" json:"vm,omitempty"`
+	CreatedAt     *timestamppb.Timestamp `protobuf:"bytes,3,opt,name=created_at,json=createdAt,proto3" json:"created_at,omitempty"`
+	Size          int64                  `protobuf:"varint,4,opt,name=size,proto3" json:"size,omitempty"`     // bytes that it takes up on the host
+	Memory        int64                  `protobuf:"varint,5,opt,name=memory,proto3" json:"memory,omitempty"` // bytes of the guest
+	Vcpus         int32                  `protobuf:"varint,6,opt,name=vcpus,proto3" json:"vcpus,omitempty"`
+	Backend       string                 `protobuf:"bytes,7,opt,name=backend,proto3" json:"backend,omitempty"`
+	Version       string                 `protobuf:"bytes,8,opt,name=version,proto3" json:"version,omitempty"` // of the VMM
+	Problem       string                 `protobuf:"bytes,9,opt,name=problem,proto3" json:"problem,omitempty"` // why it can't be restored; empty: it can
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *Snapshot) Reset() {
+	*x = Snapshot{}
+	mi := &file_banger_v1_banger_proto_msgTypes[11]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *Snapshot) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*Snapshot) ProtoMessage() {}
+
+func (x *Snapshot) ProtoReflect() protoreflect.Message {
+	mi := &file_banger_v1_banger_proto_msgTypes[11]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use Snapshot.ProtoReflect.Descriptor instead.
+func (*Snapshot) Descriptor() ([]byte, []int) {
+	return file_banger_v1_banger_proto_rawDescGZIP(), []int{11}
+}
+
+func (x *Snapshot) GetName() string {
+	if x != nil {
+		return x.Name
+	}
+	return ""
+}
+
+func (x *Snapshot) GetVm() string {
+	if x != nil {
+		return x.Vm
+	}
+	return ""
+}
+
+func (x *Snapshot) GetCreatedAt() *timestamppb.Timestamp {
+	if x != nil {
+		return x.CreatedAt
+	}
+	return nil
+}
+
+func (x *Snapshot) GetSize() int64 {
+	if x != nil {
+		return x.Size
+	}
+	return 0
+}
+
+func (x *Snapshot) GetMemory() int64 {
+	if x != nil {
+		return x.Memory
+	}
+	return 0
+}
+
+func (x *Snapshot) GetVcpus() int32 {
+	if x != nil {
+		return x.Vcpus
+	}
+	return 0
+}
+
+func (x *Snapshot) GetBackend() string {
+	if x != nil {
+		return x.Backend
+	}
+	return ""
+}
+
+func (x *Snapshot) GetVersion() string {
+	if x != nil {
+		return x.Version
+	}
+	return ""
+}
+
+func (x *Snapshot) GetProblem() string {
+	if x != nil {
+		return x.Problem
+	}
+	return ""
+}
+
+type CreateSnapshotRequest struct {
+	state         protoimpl.MessageState `protogen:"open.v1"`
+	Vm            string                 `protobuf:"bytes,1,opt,name=vm,proto3" json:"vm,omitempty"`
+	Name          string                 `protobuf:"bytes,2,opt,name=name,proto3" json:"name,omitempty"` // empty: the time
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *CreateSnapshotRequest) Reset() {
+	*x = CreateSnapshotRequest{}
+	mi := &file_banger_v1_banger_proto_msgTypes[12]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *CreateSnapshotRequest) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*CreateSnapshotRequest) ProtoMessage() {}
+
+func (x *CreateSnapshotRequest) ProtoReflect() protoreflect.Message {
+	mi := &file_banger_v1_banger_proto_msgTypes[12]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use CreateSnapshotRequest.ProtoReflect.Descriptor instead.
+func (*CreateSnapshotRequest) Descriptor() ([]byte, []int) {
+	return file_banger_v1_banger_proto_rawDescGZIP(), []int{12}
+}
+
+func (x *CreateSnapshotRequest) GetVm() string {
+	if x != nil {
+		return x.Vm
+	}
+	return ""
+}
+
+func (x *CreateSnapshotRequest) GetName() string {
+	if x != nil {
+		return x.Name
+	}
+	return ""
+}
+
+type ListSnapshotsRequest struct {
+	state         protoimpl.MessageState `protogen:"open.v1"`
+	Vm            string                 `protobuf:"bytes,1,opt,name=vm,proto3" json:"vm,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *ListSnapshotsRequest) Reset() {
+	*x = ListSnapshotsRequest{}
+	mi := &file_banger_v1_banger_proto_msgTypes[13]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *ListSnapshotsRequest) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*ListSnapshotsRequest) ProtoMessage() {}
+
+func (x *ListSnapshotsRequest) ProtoReflect() protoreflect.Message {
+	mi := &file_banger_v1_banger_proto_msgTypes[13]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use ListSnapshotsRequest.ProtoReflect.Descriptor instead.
+func (*ListSnapshotsRequest) Descriptor() ([]byte, []int) {
+	return file_banger_v1_banger_proto_rawDescGZIP(), []int{13}
+}
+
+func (x *ListSnapshotsRequest) GetVm() string {
+	if x != nil {
+		return x.Vm
+	}
+	return ""
+}
+
+type ListSnapshotsResponse struct {
+	state         protoimpl.MessageState `protogen:"open.v1"`
+	Snapshots     []*Snapshot            `protobuf:"bytes,1,rep,name=snapshots,proto3" json:"snapshots,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *ListSnapshotsResponse) Reset() {
+	*x = ListSnapshotsResponse{}
+	mi := &file_banger_v1_banger_proto_msgTypes[14]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *ListSnapshotsResponse) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*ListSnapshotsResponse) ProtoMessage() {}
+
+func (x *ListSnapshotsResponse) ProtoReflect() protoreflect.Message {
+	mi := &file_banger_v1_banger_proto_msgTypes[14]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use ListSnapshotsResponse.ProtoReflect.Descriptor instead.
+func (*ListSnapshotsResponse) Descriptor() ([]byte, []int) {
+	return file_banger_v1_banger_proto_rawDescGZIP(), []int{14}
+}
+
+func (x *ListSnapshotsResponse) GetSnapshots() []*Snapshot {
+	if x != nil {
+		return x.Snapshots
+	}
+	return nil
+}
+
+type DeleteSnapshotRequest struct {
+	state         protoimpl.MessageState `protogen:"open.v1"`
+	Vm            string                 `protobuf:"bytes,1,opt,name=vm,proto3" json:"vm,omitempty"`
+	Name          string                 `protobuf:"bytes,2,opt,name=name,proto3" json:"name,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *DeleteSnapshotRequest) Reset() {
+	*x = DeleteSnapshotRequest{}
+	mi := &file_banger_v1_banger_proto_msgTypes[15]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *DeleteSnapshotRequest) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*DeleteSnapshotRequest) ProtoMessage() {}
+
+func (x *DeleteSnapshotRequest) ProtoReflect() protoreflect.Message {
+	mi := &file_banger_v1_banger_proto_msgTypes[15]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use DeleteSnapshotRequest.ProtoReflect.Descriptor instead.
+func (*DeleteSnapshotRequest) Descriptor() ([]byte, []int) {
+	return file_banger_v1_banger_proto_rawDescGZIP(), []int{15}
+}
+
+func (x *DeleteSnapshotRequest) GetVm() string {
+	if x != nil {
+		return x.Vm
+	}
+	return ""
+}
+
+func (x *DeleteSnapshotRequest) GetName() string {
+	if x != nil {
+		return x.Name
+	}
+	return ""
+}
+
+type DeleteSnapshotResponse struct {
+	state         protoimpl.MessageState `protogen:"open.v1"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *DeleteSnapshotResponse) Reset() {
+	*x = DeleteSnapshotResponse{}
+	mi := &file_banger_v1_banger_proto_msgTypes[16]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *DeleteSnapshotResponse) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*DeleteSnapshotResponse) ProtoMessage() {}
+
+func (x *DeleteSnapshotResponse) ProtoReflect() protoreflect.Message {
+	mi := &file_banger_v1_banger_proto_msgTypes[16]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use DeleteSnapshotResponse.ProtoReflect.Descriptor instead.
+func (*DeleteSnapshotResponse) Descriptor() ([]byte, []int) {
+	return file_banger_v1_banger_proto_rawDescGZIP(), []int{16}
+}
+
+type RestoreSnapshotRequest struct {
+	state         protoimpl.MessageState `protogen:"open.v1"`
+	Vm            string                 `protobuf:"bytes,1,opt,name=vm,proto3" json:"vm,omitempty"`
+	Name          string                 `protobuf:"bytes,2,opt,name=name,proto3" json:"name,omitempty"`
+	As            string                 `protobuf:"bytes,3,opt,name=as,proto3" json:"as,omitempty"`        // name of a new VM; empty: the VM itself
+	Force         bool                   `protobuf:"varint,4,opt,name=force,proto3" json:"force,omitempty"` // in place, also if it runs
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *RestoreSnapshotRequest) Reset() {
+	*x = RestoreSnapshotRequest{}
+	mi := &file_banger_v1_banger_proto_msgTypes[17]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *RestoreSnapshotRequest) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*RestoreSnapshotRequest) ProtoMessage() {}
+
+func (x *RestoreSnapshotRequest) ProtoReflect() protoreflect.Message {
+	mi := &file_banger_v1_banger_proto_msgTypes[17]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use RestoreSnapshotRequest.ProtoReflect.Descriptor instead.
+func (*RestoreSnapshotRequest) Descriptor() ([]byte, []int) {
+	return file_banger_v1_banger_proto_rawDescGZIP(), []int{17}
+}
+
+func (x *RestoreSnapshotRequest) GetVm() string {
+	if x != nil {
+		return x.Vm
+	}
+	return ""
+}
+
+func (x *RestoreSnapshotRequest) GetName() string {
+	if x != nil {
+		return x.Name
+	}
+	return ""
+}
+
+func (x *RestoreSnapshotRequest) GetAs() string {
+	if x != nil {
+		return x.As
+	}
+	return ""
+}
+
+func (x *RestoreSnapshotRequest) GetForce() bool {
+	if x != nil {
+		return x.Force
+	}
+	return false
+}
+
+// Template is a VM that has just come up, for others to go on from.
+type Template struct {
+	state         protoimpl.MessageState `protogen:"open.v1"`
+	Id            string                 `protobuf:"bytes,1,opt,name=id,proto3" json:"id,omitempty"`
+	Image         string                 `protobuf:"bytes,2,opt,name=image,proto3" json:"image,omitempty"`
+	Kernel        string                 `protobuf:"bytes,3,opt,name=kernel,proto3" json:"kernel,omitempty"`
+	Vcpus         int32                  `protobuf:"varint,4,opt,name=vcpus,proto3" json:"vcpus,omitempty"`
+	Memory        int64                  `protobuf:"varint,5,opt,name=memory,proto3" json:"memory,omitempty"` // bytes of the guest
+	Init          string                 `protobuf:"bytes,6,opt,name=init,proto3" json:"init,omitempty"`
+	Backend       string                 `protobuf:"bytes,7,opt,name=backend,proto3" json:"backend,omitempty"`
+	Version       string                 `protobuf:"bytes,8,opt,name=version,proto3" json:"version,omitempty"` // of the VMM
+	Size          int64                  `protobuf:"varint,9,opt,name=size,proto3" json:"size,omitempty"`      // bytes that it takes up on the host
+	CreatedAt     *timestamppb.Timestamp `protobuf:"bytes,10,opt,name=created_at,json=createdAt,proto3" json:"created_at,omitempty"`
+	LastUsedAt    *timestamppb.Timestamp `protobuf:"bytes,11,opt,name=last_used_at,json=lastUsedAt,proto3" json:"last_used_at,omitempty"`
+	Problem       string                 `protobuf:"bytes,12,opt,name=problem,proto3" json:"problem,omitempty"` // why it is not used; empty: it is
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *Template) Reset() {
+	*x = Template{}
+	mi := &file_banger_v1_banger_proto_msgTypes[18]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *Template) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*Template) ProtoMessage() {}
+
+func (x *Template) ProtoReflect() protoreflect.Message {
+	mi := &file_banger_v1_banger_proto_msgTypes[18]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use Template.ProtoReflect.Descriptor instead.
+func (*Template) Descriptor() ([]byte, []int) {
+	return file_banger_v1_banger_proto_rawDescGZIP(), []int{18}
+}
+
+func (x *Template) GetId() string {
+	if x != nil {
+		return x.Id
+	}
+	return ""
+}
+
+func (x *Template) GetImage() string {
+	if x != nil {
+		return x.Image
+	}
+	return ""
+}
+
+func (x *Template) GetKernel() string {
+	if x != nil {
+		return x.Kernel
+	}
+	return ""
+}
+
+func (x *Template) GetVcpus() int32 {
+	if x != nil {
+		return x.Vcpus
+	}
+	return 0
+}
+
+func (x *Template) GetMemory() int64 {
+	if x != nil {
+		return x.Memory
+	}
+	return 0
+}
+
+func (x *Template) GetInit() string {
+	if x != nil {
+		return x.Init
+	}
+	return ""
+}
+
+func (x *Template) GetBackend() string {
+	if x != nil {
+		return x.Backend
+	}
+	return ""
+}
+
+func (x *Template) GetVersion() string {
+	if x != nil {
+		return x.Version
+	}
+	return ""
+}
+
+func (x *Template) GetSize() int64 {
+	if x != nil {
+		return x.Size
+	}
+	return 0
+}
+
+func (x *Template) GetCreatedAt() *timestamppb.Timestamp {
+	if x != nil {
+		return x.CreatedAt
+	}
+	return nil
+}
+
+func (x *Template) GetLastUsedAt() *timestamppb.Timestamp {
+	if x != nil {
+		return x.LastUsedAt
+	}
+	return nil
+}
+
+func (x *Template) GetProblem() string {
+	if x != nil {
+		return x.Problem
+	}
+	return ""
+}
+
+type ListTemplatesRequest struct {
+	state         protoimpl.MessageState `protogen:"open.v1"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *ListTemplatesRequest) Reset() {
+	*x = ListTemplatesRequest{}
+	mi := &file_banger_v1_banger_proto_msgTypes[19]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *ListTemplatesRequest) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*ListTemplatesRequest) ProtoMessage() {}
+
+func (x *ListTemplatesRequest) ProtoReflect() protoreflect.Message {
+	mi := &file_banger_v1_banger_proto_msgTypes[19]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use ListTemplatesRequest.ProtoReflect.Descriptor instead.
+func (*ListTemplatesRequest) Descriptor() ([]byte, []int) {
+	return file_banger_v1_banger_proto_rawDescGZIP(), []int{19}
+}
+
+type ListTemplatesResponse struct {
+	state         protoimpl.MessageState `protogen:"open.v1"`
+	Templates     []*Template            `protobuf:"bytes,1,rep,name=templates,proto3" json:"templates,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *ListTemplatesResponse) Reset() {
+	*x = ListTemplatesResponse{}
+	mi := &file_banger_v1_banger_proto_msgTypes[20]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *ListTemplatesResponse) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*ListTemplatesResponse) ProtoMessage() {}
+
+func (x *ListTemplatesResponse) ProtoReflect() protoreflect.Message {
+	mi := &file_banger_v1_banger_proto_msgTypes[20]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use ListTemplatesResponse.ProtoReflect.Descriptor instead.
+func (*ListTemplatesResponse) Descriptor() ([]byte, []int) {
+	return file_banger_v1_banger_proto_rawDescGZIP(), []int{20}
+}
+
+func (x *ListTemplatesResponse) GetTemplates() []*Template {
+	if x != nil {
+		return x.Templates
+	}
+	return nil
+}
+
+type BuildTemplateRequest struct {
+	state         protoimpl.MessageState `protogen:"open.v1"`
+	Spec          *Spec                  `protobuf:"bytes,1,opt,name=spec,proto3" json:"spec,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *BuildTemplateRequest) Reset() {
+	*x = BuildTemplateRequest{}
+	mi := &file_banger_v1_banger_proto_msgTypes[21]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *BuildTemplateRequest) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*BuildTemplateRequest) ProtoMessage() {}
+
+func (x *BuildTemplateRequest) ProtoReflect() protoreflect.Message {
+	mi := &file_banger_v1_banger_proto_msgTypes[21]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use BuildTemplateRequest.ProtoReflect.Descriptor instead.
+func (*BuildTemplateRequest) Descriptor() ([]byte, []int) {
+	return file_banger_v1_banger_proto_rawDescGZIP(), []int{21}
+}
+
+func (x *BuildTemplateRequest) GetSpec() *Spec {
+	if x != nil {
+		return x.Spec
+	}
+	return nil
+}
+
+type DeleteTemplateRequest struct {
+	state         protoimpl.MessageState `protogen:"open.v1"`
+	Id            string                 `protobuf:"bytes,1,opt,name=id,proto3" json:"id,omitempty"` // or an unambiguous prefix
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *DeleteTemplateRequest) Reset() {
+	*x = DeleteTemplateRequest{}
+	mi := &file_banger_v1_banger_proto_msgTypes[22]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *DeleteTemplateRequest) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*DeleteTemplateRequest) ProtoMessage() {}
+
+func (x *DeleteTemplateRequest) ProtoReflect() protoreflect.Message {
+	mi := &file_banger_v1_banger_proto_msgTypes[22]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use DeleteTemplateRequest.ProtoReflect.Descriptor instead.
+func (*DeleteTemplateRequest) Descriptor() ([]byte, []int) {
+	return file_banger_v1_banger_proto_rawDescGZIP(), []int{22}
+}
+
+func (x *DeleteTemplateRequest) GetId() string {
+	if x != nil {
+		return x.Id
+	}
+	return ""
+}
+
+type DeleteTemplateResponse struct {
+	state         protoimpl.MessageState `protogen:"open.v1"`
+	Id            string                 `protobuf:"bytes,1,opt,name=id,proto3" json:"id,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *DeleteTemplateResponse) Reset() {
+	*x = DeleteTemplateResponse{}
+	mi := &file_banger_v1_banger_proto_msgTypes[23]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *DeleteTemplateResponse) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*DeleteTemplateResponse) ProtoMessage() {}
+
+func (x *DeleteTemplateResponse) ProtoReflect() protoreflect.Message {
+	mi := &file_banger_v1_banger_proto_msgTypes[23]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use DeleteTemplateResponse.ProtoReflect.Descriptor instead.
+func (*DeleteTemplateResponse) Descriptor() ([]byte, []int) {
+	return file_banger_v1_banger_proto_rawDescGZIP(), []int{23}
+}
+
+func (x *DeleteTemplateResponse) GetId() string {
+	if x != nil {
+		return x.Id
+	}
+	return ""
+}
+
 type StartRequest struct {
 	state         protoimpl.MessageState `protogen:"open.v1"`
 	Vm            string                 `protobuf:"bytes,1,opt,name=vm,proto3" json:"vm,omitempty"` // name, id or unambiguous prefix of an id
@@ -883,7 +1942,7 @@ type StartRequest struct {
 
 func (x *StartRequest) Reset() {
 	*x = StartRequest{}
-	mi := &file_banger_v1_banger_proto_msgTypes[8]
+	mi := &file_banger_v1_banger_proto_msgTypes[24]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -895,7 +1954,7 @@ func (x *StartRequest) String() string {
 func (*StartRequest) ProtoMessage() {}
 
 func (x *StartRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_banger_v1_banger_proto_msgTypes[8]
+	mi := &file_banger_v1_banger_proto_msgTypes[24]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -908,7 +1967,7 @@ func (x *StartRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use StartRequest.ProtoReflect.Descriptor instead.
 func (*StartRequest) Descriptor() ([]byte, []int) {
-	return file_banger_v1_banger_proto_rawDescGZIP(), []int{8}
+	return file_banger_v1_banger_proto_rawDescGZIP(), []int{24}
 }
 
 func (x *StartRequest) GetVm() string {
@@ -928,7 +1987,7 @@ type StopRequest struct {
 
 func (x *StopRequest) Reset() {
 	*x = StopRequest{}
-	mi := &file_banger_v1_banger_proto_msgTypes[9]
+	mi := &file_banger_v1_banger_proto_msgTypes[25]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -940,7 +1999,7 @@ func (x *StopRequest) String() string {
 func (*StopRequest) ProtoMessage() {}
 
 func (x *StopRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_banger_v1_banger_proto_msgTypes[9]
+	mi := &file_banger_v1_banger_proto_msgTypes[25]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -953,7 +2012,7 @@ func (x *StopRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use StopRequest.ProtoReflect.Descriptor instead.
 func (*StopRequest) Descriptor() ([]byte, []int) {
-	return file_banger_v1_banger_proto_rawDescGZIP(), []int{9}
+	return file_banger_v1_banger_proto_rawDescGZIP(), []int{25}
 }
 
 func (x *StopRequest) GetVm() string {
@@ -980,7 +2039,7 @@ type DeleteRequest struct {
 
 func (x *DeleteRequest) Reset() {
 	*x = DeleteRequest{}
-	mi := &file_banger_v1_banger_proto_msgTypes[10]
+	mi := &file_banger_v1_banger_proto_msgTypes[26]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -992,7 +2051,7 @@ func (x *DeleteRequest) String() string {
 func (*DeleteRequest) ProtoMessage() {}
 
 func (x *DeleteRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_banger_v1_banger_proto_msgTypes[10]
+	mi := &file_banger_v1_banger_proto_msgTypes[26]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1005,7 +2064,7 @@ func (x *DeleteRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use DeleteRequest.ProtoReflect.Descriptor instead.
 func (*DeleteRequest) Descriptor() ([]byte, []int) {
-	return file_banger_v1_banger_proto_rawDescGZIP(), []int{10}
+	return file_banger_v1_banger_proto_rawDescGZIP(), []int{26}
 }
 
 func (x *DeleteRequest) GetVm() string {
@@ -1032,7 +2091,7 @@ type RestartRequest struct {
 
 func (x *RestartRequest) Reset() {
 	*x = RestartRequest{}
-	mi := &file_banger_v1_banger_proto_msgTypes[11]
+	mi := &file_banger_v1_banger_proto_msgTypes[27]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1044,7 +2103,7 @@ func (x *RestartRequest) String() string {
 func (*RestartRequest) ProtoMessage() {}
 
 func (x *RestartRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_banger_v1_banger_proto_msgTypes[11]
+	mi := &file_banger_v1_banger_proto_msgTypes[27]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1057,7 +2116,7 @@ func (x *RestartRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use RestartRequest.ProtoReflect.Descriptor instead.
 func (*RestartRequest) Descriptor() ([]byte, []int) {
-	return file_banger_v1_banger_proto_rawDescGZIP(), []int{11}
+	return file_banger_v1_banger_proto_rawDescGZIP(), []int{27}
 }
 
 func (x *RestartRequest) GetVm() string {
@@ -1084,7 +2143,7 @@ type KillRequest struct {
 
 func (x *KillRequest) Reset() {
 	*x = KillRequest{}
-	mi := &file_banger_v1_banger_proto_msgTypes[12]
+	mi := &file_banger_v1_banger_proto_msgTypes[28]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1096,7 +2155,7 @@ func (x *KillRequest) String() string {
 func (*KillRequest) ProtoMessage() {}
 
 func (x *KillRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_banger_v1_banger_proto_msgTypes[12]
+	mi := &file_banger_v1_banger_proto_msgTypes[28]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1109,7 +2168,7 @@ func (x *KillRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use KillRequest.ProtoReflect.Descriptor instead.
 func (*KillRequest) Descriptor() ([]byte, []int) {
-	return file_banger_v1_banger_proto_rawDescGZIP(), []int{12}
+	return file_banger_v1_banger_proto_rawDescGZIP(), []int{28}
 }
 
 func (x *KillRequest) GetVm() string {
@@ -1135,7 +2194,7 @@ type PauseRequest struct {
 
 func (x *PauseRequest) Reset() {
 	*x = PauseRequest{}
-	mi := &file_banger_v1_banger_proto_msgTypes[13]
+	mi := &file_banger_v1_banger_proto_msgTypes[29]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1147,7 +2206,7 @@ func (x *PauseRequest) String() string {
 func (*PauseRequest) ProtoMessage() {}
 
 func (x *PauseRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_banger_v1_banger_proto_msgTypes[13]
+	mi := &file_banger_v1_banger_proto_msgTypes[29]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1160,7 +2219,7 @@ func (x *PauseRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use PauseRequest.ProtoReflect.Descriptor instead.
 func (*PauseRequest) Descriptor() ([]byte, []int) {
-	return file_banger_v1_banger_proto_rawDescGZIP(), []int{13}
+	return file_banger_v1_banger_proto_rawDescGZIP(), []int{29}
 }
 
 func (x *PauseRequest) GetVm() string {
@@ -1179,7 +2238,7 @@ type ResumeRequest struct {
 
 func (x *ResumeRequest) Reset() {
 	*x = ResumeRequest{}
-	mi := &file_banger_v1_banger_proto_msgTypes[14]
+	mi := &file_banger_v1_banger_proto_msgTypes[30]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1191,7 +2250,7 @@ func (x *ResumeRequest) String() string {
 func (*ResumeRequest) ProtoMessage() {}
 
 func (x *ResumeRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_banger_v1_banger_proto_msgTypes[14]
+	mi := &file_banger_v1_banger_proto_msgTypes[30]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1204,7 +2263,7 @@ func (x *ResumeRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ResumeRequest.ProtoReflect.Descriptor instead.
 func (*ResumeRequest) Descriptor() ([]byte, []int) {
-	return file_banger_v1_banger_proto_rawDescGZIP(), []int{14}
+	return file_banger_v1_banger_proto_rawDescGZIP(), []int{30}
 }
 
 func (x *ResumeRequest) GetVm() string {
@@ -1232,7 +2291,7 @@ type SetRequest struct {
 
 func (x *SetRequest) Reset() {
 	*x = SetRequest{}
-	mi := &file_banger_v1_banger_proto_msgTypes[15]
+	mi := &file_banger_v1_banger_proto_msgTypes[31]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1244,7 +2303,7 @@ func (x *SetRequest) String() string {
 func (*SetRequest) ProtoMessage() {}
 
 func (x *SetRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_banger_v1_banger_proto_msgTypes[15]
+	mi := &file_banger_v1_banger_proto_msgTypes[31]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1257,7 +2316,7 @@ func (x *SetRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use SetRequest.ProtoReflect.Descriptor instead.
 func (*SetRequest) Descriptor() ([]byte, []int) {
-	return file_banger_v1_banger_proto_rawDescGZIP(), []int{15}
+	return file_banger_v1_banger_proto_rawDescGZIP(), []int{31}
 }
 
 func (x *SetRequest) GetVm() string {
@@ -1340,7 +2399,7 @@ type SetResponse struct {
 
 func (x *SetResponse) Reset() {
 	*x = SetResponse{}
-	mi := &file_banger_v1_banger_proto_msgTypes[16]
+	mi := &file_banger_v1_banger_proto_msgTypes[32]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1352,7 +2411,7 @@ func (x *SetResponse) String() string {
 func (*SetResponse) ProtoMessage() {}
 
 func (x *SetResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_banger_v1_banger_proto_msgTypes[16]
+	mi := &file_banger_v1_banger_proto_msgTypes[32]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1365,7 +2424,7 @@ func (x *SetResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use SetResponse.ProtoReflect.Descriptor instead.
 func (*SetResponse) Descriptor() ([]byte, []int) {
-	return file_banger_v1_banger_proto_rawDescGZIP(), []int{16}
+	return file_banger_v1_banger_proto_rawDescGZIP(), []int{32}
 }
 
 func (x *SetResponse) GetVm() *VM {
@@ -1395,7 +2454,7 @@ type SetResult struct {
 
 func (x *SetResult) Reset() {
 	*x = SetResult{}
-	mi := &file_banger_v1_banger_proto_msgTypes[17]
+	mi := &file_banger_v1_banger_proto_msgTypes[33]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1407,7 +2466,7 @@ func (x *SetResult) String() string {
 func (*SetResult) ProtoMessage() {}
 
 func (x *SetResult) ProtoReflect() protoreflect.Message {
-	mi := &file_banger_v1_banger_proto_msgTypes[17]
+	mi := &file_banger_v1_banger_proto_msgTypes[33]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1420,7 +2479,7 @@ func (x *SetResult) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use SetResult.ProtoReflect.Descriptor instead.
 func (*SetResult) Descriptor() ([]byte, []int) {
-	return file_banger_v1_banger_proto_rawDescGZIP(), []int{17}
+	return file_banger_v1_banger_proto_rawDescGZIP(), []int{33}
 }
 
 func (x *SetResult) GetKey() string {
@@ -1461,7 +2520,7 @@ type WaitRequest struct {
 
 func (x *WaitRequest) Reset() {
 	*x = WaitRequest{}
-	mi := &file_banger_v1_banger_proto_msgTypes[18]
+	mi := &file_banger_v1_banger_proto_msgTypes[34]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1473,7 +2532,7 @@ func (x *WaitRequest) String() string {
 func (*WaitRequest) ProtoMessage() {}
 
 func (x *WaitRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_banger_v1_banger_proto_msgTypes[18]
+	mi := &file_banger_v1_banger_proto_msgTypes[34]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1486,7 +2545,7 @@ func (x *WaitRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use WaitRequest.ProtoReflect.Descriptor instead.
 func (*WaitRequest) Descriptor() ([]byte, []int) {
-	return file_banger_v1_banger_proto_rawDescGZIP(), []int{18}
+	return file_banger_v1_banger_proto_rawDescGZIP(), []int{34}
 }
 
 func (x *WaitRequest) GetVm() string {
@@ -1512,7 +2571,7 @@ type WaitResponse struct {
 
 func (x *WaitResponse) Reset() {
 	*x = WaitResponse{}
-	mi := &file_banger_v1_banger_proto_msgTypes[19]
+	mi := &file_banger_v1_banger_proto_msgTypes[35]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1524,7 +2583,7 @@ func (x *WaitResponse) String() string {
 func (*WaitResponse) ProtoMessage() {}
 
 func (x *WaitResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_banger_v1_banger_proto_msgTypes[19]
+	mi := &file_banger_v1_banger_proto_msgTypes[35]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1537,7 +2596,7 @@ func (x *WaitResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use WaitResponse.ProtoReflect.Descriptor instead.
 func (*WaitResponse) Descriptor() ([]byte, []int) {
-	return file_banger_v1_banger_proto_rawDescGZIP(), []int{19}
+	return file_banger_v1_banger_proto_rawDescGZIP(), []int{35}
 }
 
 func (x *WaitResponse) GetVm() *VM {
@@ -1556,7 +2615,7 @@ type HealthRequest struct {
 
 func (x *HealthRequest) Reset() {
 	*x = HealthRequest{}
-	mi := &file_banger_v1_banger_proto_msgTypes[20]
+	mi := &file_banger_v1_banger_proto_msgTypes[36]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1568,7 +2627,7 @@ func (x *HealthRequest) String() string {
 func (*HealthRequest) ProtoMessage() {}
 
 func (x *HealthRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_banger_v1_banger_proto_msgTypes[20]
+	mi := &file_banger_v1_banger_proto_msgTypes[36]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1581,7 +2640,7 @@ func (x *HealthRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use HealthRequest.ProtoReflect.Descriptor instead.
 func (*HealthRequest) Descriptor() ([]byte, []int) {
-	return file_banger_v1_banger_proto_rawDescGZIP(), []int{20}
+	return file_banger_v1_banger_proto_rawDescGZIP(), []int{36}
 }
 
 func (x *HealthRequest) GetVm() string {
@@ -1601,7 +2660,7 @@ type HealthResponse struct {
 
 func (x *HealthResponse) Reset() {
 	*x = HealthResponse{}
-	mi := &file_banger_v1_banger_proto_msgTypes[21]
+	mi := &file_banger_v1_banger_proto_msgTypes[37]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1613,7 +2672,7 @@ func (x *HealthResponse) String() string {
 func (*HealthResponse) ProtoMessage() {}
 
 func (x *HealthResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_banger_v1_banger_proto_msgTypes[21]
+	mi := &file_banger_v1_banger_proto_msgTypes[37]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1626,7 +2685,7 @@ func (x *HealthResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use HealthResponse.ProtoReflect.Descriptor instead.
 func (*HealthResponse) Descriptor() ([]byte, []int) {
-	return file_banger_v1_banger_proto_rawDescGZIP(), []int{21}
+	return file_banger_v1_banger_proto_rawDescGZIP(), []int{37}
 }
 
 func (x *HealthResponse) GetHealthy() bool {
@@ -1654,7 +2713,7 @@ type StatsRequest struct {
 
 func (x *StatsRequest) Reset() {
 	*x = StatsRequest{}
-	mi := &file_banger_v1_banger_proto_msgTypes[22]
+	mi := &file_banger_v1_banger_proto_msgTypes[38]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1666,7 +2725,7 @@ func (x *StatsRequest) String() string {
 func (*StatsRequest) ProtoMessage() {}
 
 func (x *StatsRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_banger_v1_banger_proto_msgTypes[22]
+	mi := &file_banger_v1_banger_proto_msgTypes[38]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1679,7 +2738,7 @@ func (x *StatsRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use StatsRequest.ProtoReflect.Descriptor instead.
 func (*StatsRequest) Descriptor() ([]byte, []int) {
-	return file_banger_v1_banger_proto_rawDescGZIP(), []int{22}
+	return file_banger_v1_banger_proto_rawDescGZIP(), []int{38}
 }
 
 func (x *StatsRequest) GetVms() []string {
@@ -1714,7 +2773,7 @@ type StatsResponse struct {
 
 func (x *StatsResponse) Reset() {
 	*x = StatsResponse{}
-	mi := &file_banger_v1_banger_proto_msgTypes[23]
+	mi := &file_banger_v1_banger_proto_msgTypes[39]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1726,7 +2785,7 @@ func (x *StatsResponse) String() string {
 func (*StatsResponse) ProtoMessage() {}
 
 func (x *StatsResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_banger_v1_banger_proto_msgTypes[23]
+	mi := &file_banger_v1_banger_proto_msgTypes[39]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1739,7 +2798,7 @@ func (x *StatsResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use StatsResponse.ProtoReflect.Descriptor instead.
 func (*StatsResponse) Descriptor() ([]byte, []int) {
-	return file_banger_v1_banger_proto_rawDescGZIP(), []int{23}
+	return file_banger_v1_banger_proto_rawDescGZIP(), []int{39}
 }
 
 func (x *StatsResponse) GetVmId() string {
@@ -1786,7 +2845,7 @@ type Sample struct {
 
 func (x *Sample) Reset() {
 	*x = Sample{}
-	mi := &file_banger_v1_banger_proto_msgTypes[24]
+	mi := &file_banger_v1_banger_proto_msgTypes[40]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1798,7 +2857,7 @@ func (x *Sample) String() string {
 func (*Sample) ProtoMessage() {}
 
 func (x *Sample) ProtoReflect() protoreflect.Message {
-	mi := &file_banger_v1_banger_proto_msgTypes[24]
+	mi := &file_banger_v1_banger_proto_msgTypes[40]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1811,7 +2870,7 @@ func (x *Sample) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Sample.ProtoReflect.Descriptor instead.
 func (*Sample) Descriptor() ([]byte, []int) {
-	return file_banger_v1_banger_proto_rawDescGZIP(), []int{24}
+	return file_banger_v1_banger_proto_rawDescGZIP(), []int{40}
 }
 
 func (x *Sample) GetAt() *timestamppb.Timestamp {
@@ -1921,7 +2980,7 @@ type PortsRequest struct {
 
 func (x *PortsRequest) Reset() {
 	*x = PortsRequest{}
-	mi := &file_banger_v1_banger_proto_msgTypes[25]
+	mi := &file_banger_v1_banger_proto_msgTypes[41]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1933,7 +2992,7 @@ func (x *PortsRequest) String() string {
 func (*PortsRequest) ProtoMessage() {}
 
 func (x *PortsRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_banger_v1_banger_proto_msgTypes[25]
+	mi := &file_banger_v1_banger_proto_msgTypes[41]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1946,7 +3005,7 @@ func (x *PortsRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use PortsRequest.ProtoReflect.Descriptor instead.
 func (*PortsRequest) Descriptor() ([]byte, []int) {
-	return file_banger_v1_banger_proto_rawDescGZIP(), []int{25}
+	return file_banger_v1_banger_proto_rawDescGZIP(), []int{41}
 }
 
 func (x *PortsRequest) GetVm() string {
@@ -1965,7 +3024,7 @@ type PortsResponse struct {
 
 func (x *PortsResponse) Reset() {
 	*x = PortsResponse{}
-	mi := &file_banger_v1_banger_proto_msgTypes[26]
+	mi := &file_banger_v1_banger_proto_msgTypes[42]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1977,7 +3036,7 @@ func (x *PortsResponse) String() string {
 func (*PortsResponse) ProtoMessage() {}
 
 func (x *PortsResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_banger_v1_banger_proto_msgTypes[26]
+	mi := &file_banger_v1_banger_proto_msgTypes[42]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1990,12 +3049,603 @@ func (x *PortsResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use PortsResponse.ProtoReflect.Descriptor instead.
 func (*PortsResponse) Descriptor() ([]byte, []int) {
-	return file_banger_v1_banger_proto_rawDescGZIP(), []int{26}
+	return file_banger_v1_banger_proto_rawDescGZIP(), []int{42}
 }
 
 func (x *PortsResponse) GetPorts() []*Port {
 	if x != nil {
 		return x.Ports
+	}
+	return nil
+}
+
+type DialRequest struct {
+	state protoimpl.MessageState `protogen:"open.v1"`
+	// Types that are valid to be assigned to Kind:
+	//
+	//	*DialRequest_Start
+	//	*DialRequest_Data
+	//	*DialRequest_CloseWrite
+	Kind          isDialRequest_Kind `protobuf_oneof:"kind"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *DialRequest) Reset() {
+	*x = DialRequest{}
+	mi := &file_banger_v1_banger_proto_msgTypes[43]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *DialRequest) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*DialRequest) ProtoMessage() {}
+
+func (x *DialRequest) ProtoReflect() protoreflect.Message {
+	mi := &file_banger_v1_banger_proto_msgTypes[43]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use DialRequest.ProtoReflect.Descriptor instead.
+func (*DialRequest) Descriptor() ([]byte, []int) {
+	return file_banger_v1_banger_proto_rawDescGZIP(), []int{43}
+}
+
+func (x *DialRequest) GetKind() isDialRequest_Kind {
+	if x != nil {
+		return x.Kind
+	}
+	return nil
+}
+
+func (x *DialRequest) GetStart() *DialStart {
+	if x != nil {
+		if x, ok := x.Kind.(*DialRequest_Start); ok {
+			return x.Start
+		}
+	}
+	return nil
+}
+
+func (x *DialRequest) GetData() []byte {
+	if x != nil {
+		if x, ok := x.Kind.(*DialRequest_Data); ok {
+			return x.Data
+		}
+	}
+	return nil
+}
+
+func (x *DialRequest) GetCloseWrite() bool {
+	if x != nil {
+		if x, ok := x.Kind.(*DialRequest_CloseWrite); ok {
+			return x.CloseWrite
+		}
+	}
+	return false
+}
+
+type isDialRequest_Kind interface {
+	isDialRequest_Kind()
+}
+
+type DialRequest_Start struct {
+	Start *DialStart `protobuf:"bytes,1,opt,name=start,proto3,oneof"`
+}
+
+type DialRequest_Data struct {
+	Data []byte `protobuf:"bytes,2,opt,name=data,proto3,oneof"` // of a udp dial: one datagram
+}
+
+type DialRequest_CloseWrite struct {
+	CloseWrite bool `protobuf:"varint,3,opt,name=close_write,json=closeWrite,proto3,oneof"` // no more data will come; the guest's peer sees the end, and may go on sending
+}
+
+func (*DialRequest_Start) isDialRequest_Kind() {}
+
+func (*DialRequest_Data) isDialRequest_Kind() {}
+
+func (*DialRequest_CloseWrite) isDialRequest_Kind() {}
+
+// DialStart says what to connect to, as the guest sees it.
+type DialStart struct {
+	state         protoimpl.MessageState `protogen:"open.v1"`
+	Vm            string                 `protobuf:"bytes,1,opt,name=vm,proto3" json:"vm,omitempty"`           // name, id or unambiguous prefix of an id
+	Network       string                 `protobuf:"bytes,2,opt,name=network,proto3" json:"network,omitempty"` // tcp, tcp4, tcp6, udp, unix
+	Address       string                 `protobuf:"bytes,3,opt,name=address,proto3" json:"address,omitempty"` // host:port, or an absolute path
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *DialStart) Reset() {
+	*x = DialStart{}
+	mi := &file_banger_v1_banger_proto_msgTypes[44]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *DialStart) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*DialStart) ProtoMessage() {}
+
+func (x *DialStart) ProtoReflect() protoreflect.Message {
+	mi := &file_banger_v1_banger_proto_msgTypes[44]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use DialStart.ProtoReflect.Descriptor instead.
+func (*DialStart) Descriptor() ([]byte, []int) {
+	return file_banger_v1_banger_proto_rawDescGZIP(), []int{44}
+}
+
+func (x *DialStart) GetVm() string {
+	if x != nil {
+		return x.Vm
+	}
+	return ""
+}
+
+func (x *DialStart) GetNetwork() string {
+	if x != nil {
+		return x.Network
+	}
+	return ""
+}
+
+func (x *DialStart) GetAddress() string {
+	if x != nil {
+		return x.Address
+	}
+	return ""
+}
+
+type DialResponse struct {
+	state protoimpl.MessageState `protogen:"open.v1"`
+	// Types that are valid to be assigned to Kind:
+	//
+	//	*DialResponse_Connected
+	//	*DialResponse_Data
+	//	*DialResponse_End
+	Kind          isDialResponse_Kind `protobuf_oneof:"kind"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *DialResponse) Reset() {
+	*x = DialResponse{}
+	mi := &file_banger_v1_banger_proto_msgTypes[45]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *DialResponse) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*DialResponse) ProtoMessage() {}
+
+func (x *DialResponse) ProtoReflect() protoreflect.Message {
+	mi := &file_banger_v1_banger_proto_msgTypes[45]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use DialResponse.ProtoReflect.Descriptor instead.
+func (*DialResponse) Descriptor() ([]byte, []int) {
+	return file_banger_v1_banger_proto_rawDescGZIP(), []int{45}
+}
+
+func (x *DialResponse) GetKind() isDialResponse_Kind {
+	if x != nil {
+		return x.Kind
+	}
+	return nil
+}
+
+func (x *DialResponse) GetConnected() bool {
+	if x != nil {
+		if x, ok := x.Kind.(*DialResponse_Connected); ok {
+			return x.Connected
+		}
+	}
+	return false
+}
+
+func (x *DialResponse) GetData() []byte {
+	if x != nil {
+		if x, ok := x.Kind.(*DialResponse_Data); ok {
+			return x.Data
+		}
+	}
+	return nil
+}
+
+func (x *DialResponse) GetEnd() bool {
+	if x != nil {
+		if x, ok := x.Kind.(*DialResponse_End); ok {
+			return x.End
+		}
+	}
+	return false
+}
+
+type isDialResponse_Kind interface {
+	isDialResponse_Kind()
+}
+
+type DialResponse_Connected struct {
+	Connected bool `protobuf:"varint,1,opt,name=connected,proto3,oneof"`
+}
+
+type DialResponse_Data struct {
+	Data []byte `protobuf:"bytes,2,opt,name=data,proto3,oneof"` // of a udp dial: one datagram
+}
+
+type DialResponse_End struct {
+	End bool `protobuf:"varint,3,opt,name=end,proto3,oneof"` // the guest's peer sends no more; it may go on receiving
+}
+
+func (*DialResponse_Connected) isDialResponse_Kind() {}
+
+func (*DialResponse_Data) isDialResponse_Kind() {}
+
+func (*DialResponse_End) isDialResponse_Kind() {}
+
+type PutFilesRequest struct {
+	state protoimpl.MessageState `protogen:"open.v1"`
+	// Types that are valid to be assigned to Kind:
+	//
+	//	*PutFilesRequest_Start
+	//	*PutFilesRequest_Data
+	//	*PutFilesRequest_End
+	Kind          isPutFilesRequest_Kind `protobuf_oneof:"kind"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *PutFilesRequest) Reset() {
+	*x = PutFilesRequest{}
+	mi := &file_banger_v1_banger_proto_msgTypes[46]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *PutFilesRequest) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*PutFilesRequest) ProtoMessage() {}
+
+func (x *PutFilesRequest) ProtoReflect() protoreflect.Message {
+	mi := &file_banger_v1_banger_proto_msgTypes[46]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use PutFilesRequest.ProtoReflect.Descriptor instead.
+func (*PutFilesRequest) Descriptor() ([]byte, []int) {
+	return file_banger_v1_banger_proto_rawDescGZIP(), []int{46}
+}
+
+func (x *PutFilesRequest) GetKind() isPutFilesRequest_Kind {
+	if x != nil {
+		return x.Kind
+	}
+	return nil
+}
+
+func (x *PutFilesRequest) GetStart() *PutFilesStart {
+	if x != nil {
+		if x, ok := x.Kind.(*PutFilesRequest_Start); ok {
+			return x.Start
+		}
+	}
+	return nil
+}
+
+func (x *PutFilesRequest) GetData() []byte {
+	if x != nil {
+		if x, ok := x.Kind.(*PutFilesRequest_Data); ok {
+			return x.Data
+		}
+	}
+	return nil
+}
+
+func (x *PutFilesRequest) GetEnd() bool {
+	if x != nil {
+		if x, ok := x.Kind.(*PutFilesRequest_End); ok {
+			return x.End
+		}
+	}
+	return false
+}
+
+type isPutFilesRequest_Kind interface {
+	isPutFilesRequest_Kind()
+}
+
+type PutFilesRequest_Start struct {
+	Start *PutFilesStart `protobuf:"bytes,1,opt,name=start,proto3,oneof"`
+}
+
+type PutFilesRequest_Data struct {
+	Data []byte `protobuf:"bytes,2,opt,name=data,proto3,oneof"`
+}
+
+type PutFilesRequest_End struct {
+	End bool `protobuf:"varint,3,opt,name=end,proto3,oneof"`
+}
+
+func (*PutFilesRequest_Start) isPutFilesRequest_Kind() {}
+
+func (*PutFilesRequest_Data) isPutFilesRequest_Kind() {}
+
+func (*PutFilesRequest_End) isPutFilesRequest_Kind() {}
+
+// PutFilesStart says where the files go.
+type PutFilesStart struct {
+	state protoimpl.MessageState `protogen:"open.v1"`
+	Vm    string                 `protobuf:"bytes,1,opt,name=vm,proto3" json:"vm,omitempty"`     // name, id or unambiguous prefix of an id
+	Path  string                 `protobuf:"bytes,2,opt,name=path,proto3" json:"path,omitempty"` // absolute, or relative to the user's home
+	// The archive may hold anything, and goes into the directory. Unset: it holds one file or directory, whose entry comes
+	// first; that goes into the directory if path is one, and else gets its name. The first entry may be ".": then what is
+	// in it fills or makes the directory.
+	Into          bool   `protobuf:"varint,3,opt,name=into,proto3" json:"into,omitempty"`
+	User          string `protobuf:"bytes,4,opt,name=user,proto3" json:"user,omitempty"`                                      // who owns what arrives: name, uid, name:group or uid:gid; empty: root
+	ArchiveOwner  bool   `protobuf:"varint,5,opt,name=archive_owner,json=archiveOwner,proto3" json:"archive_owner,omitempty"` // instead, the user and group ids in the archive
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *PutFilesStart) Reset() {
+	*x = PutFilesStart{}
+	mi := &file_banger_v1_banger_proto_msgTypes[47]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *PutFilesStart) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*PutFilesStart) ProtoMessage() {}
+
+func (x *PutFilesStart) ProtoReflect() protoreflect.Message {
+	mi := &file_banger_v1_banger_proto_msgTypes[47]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use PutFilesStart.ProtoReflect.Descriptor instead.
+func (*PutFilesStart) Descriptor() ([]byte, []int) {
+	return file_banger_v1_banger_proto_rawDescGZIP(), []int{47}
+}
+
+func (x *PutFilesStart) GetVm() string {
+	if x != nil {
+		return x.Vm
+	}
+	return ""
+}
+
+func (x *PutFilesStart) GetPath() string {
+	if x != nil {
+		return x.Path
+	}
+	return ""
+}
+
+func (x *PutFilesStart) GetInto() bool {
+	if x != nil {
+		return x.Into
+	}
+	return false
+}
+
+func (x *PutFilesStart) GetUser() string {
+	if x != nil {
+		return x.User
+	}
+	return ""
+}
+
+func (x *PutFilesStart) GetArchiveOwner() bool {
+	if x != nil {
+		return x.ArchiveOwner
+	}
+	return false
+}
+
+type PutFilesResponse struct {
+	state         protoimpl.MessageState `protogen:"open.v1"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *PutFilesResponse) Reset() {
+	*x = PutFilesResponse{}
+	mi := &file_banger_v1_banger_proto_msgTypes[48]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *PutFilesResponse) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*PutFilesResponse) ProtoMessage() {}
+
+func (x *PutFilesResponse) ProtoReflect() protoreflect.Message {
+	mi := &file_banger_v1_banger_proto_msgTypes[48]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use PutFilesResponse.ProtoReflect.Descriptor instead.
+func (*PutFilesResponse) Descriptor() ([]byte, []int) {
+	return file_banger_v1_banger_proto_rawDescGZIP(), []int{48}
+}
+
+type GetFilesRequest struct {
+	state         protoimpl.MessageState `protogen:"open.v1"`
+	Vm            string                 `protobuf:"bytes,1,opt,name=vm,proto3" json:"vm,omitempty"`          // name, id or unambiguous prefix of an id
+	Path          string                 `protobuf:"bytes,2,opt,name=path,proto3" json:"path,omitempty"`      // absolute, or relative to the user's home
+	Name          string                 `protobuf:"bytes,3,opt,name=name,proto3" json:"name,omitempty"`      // of the first entry, with which all others begin; ".": they have no common beginning
+	User          string                 `protobuf:"bytes,4,opt,name=user,proto3" json:"user,omitempty"`      // whose home path is relative to; empty: root
+	Follow        bool                   `protobuf:"varint,5,opt,name=follow,proto3" json:"follow,omitempty"` // if path is a symbolic link, copy what it points to
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *GetFilesRequest) Reset() {
+	*x = GetFilesRequest{}
+	mi := &file_banger_v1_banger_proto_msgTypes[49]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *GetFilesRequest) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*GetFilesRequest) ProtoMessage() {}
+
+func (x *GetFilesRequest) ProtoReflect() protoreflect.Message {
+	mi := &file_banger_v1_banger_proto_msgTypes[49]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use GetFilesRequest.ProtoReflect.Descriptor instead.
+func (*GetFilesRequest) Descriptor() ([]byte, []int) {
+	return file_banger_v1_banger_proto_rawDescGZIP(), []int{49}
+}
+
+func (x *GetFilesRequest) GetVm() string {
+	if x != nil {
+		return x.Vm
+	}
+	return ""
+}
+
+func (x *GetFilesRequest) GetPath() string {
+	if x != nil {
+		return x.Path
+	}
+	return ""
+}
+
+func (x *GetFilesRequest) GetName() string {
+	if x != nil {
+		return x.Name
+	}
+	return ""
+}
+
+func (x *GetFilesRequest) GetUser() string {
+	if x != nil {
+		return x.User
+	}
+	return ""
+}
+
+func (x *GetFilesRequest) GetFollow() bool {
+	if x != nil {
+		return x.Follow
+	}
+	return false
+}
+
+type GetFilesResponse struct {
+	state         protoimpl.MessageState `protogen:"open.v1"`
+	Data          []byte                 `protobuf:"bytes,1,opt,name=data,proto3" json:"data,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *GetFilesResponse) Reset() {
+	*x = GetFilesResponse{}
+	mi := &file_banger_v1_banger_proto_msgTypes[50]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *GetFilesResponse) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*GetFilesResponse) ProtoMessage() {}
+
+func (x *GetFilesResponse) ProtoReflect() protoreflect.Message {
+	mi := &file_banger_v1_banger_proto_msgTypes[50]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use GetFilesResponse.ProtoReflect.Descriptor instead.
+func (*GetFilesResponse) Descriptor() ([]byte, []int) {
+	return file_banger_v1_banger_proto_rawDescGZIP(), []int{50}
+}
+
+func (x *GetFilesResponse) GetData() []byte {
+	if x != nil {
+		return x.Data
 	}
 	return nil
 }
@@ -2014,7 +3664,7 @@ type Port struct {
 
 func (x *Port) Reset() {
 	*x = Port{}
-	mi := &file_banger_v1_banger_proto_msgTypes[27]
+	mi := &file_banger_v1_banger_proto_msgTypes[51]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2026,7 +3676,7 @@ func (x *Port) String() string {
 func (*Port) ProtoMessage() {}
 
 func (x *Port) ProtoReflect() protoreflect.Message {
-	mi := &file_banger_v1_banger_proto_msgTypes[27]
+	mi := &file_banger_v1_banger_proto_msgTypes[51]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2039,7 +3689,7 @@ func (x *Port) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Port.ProtoReflect.Descriptor instead.
 func (*Port) Descriptor() ([]byte, []int) {
-	return file_banger_v1_banger_proto_rawDescGZIP(), []int{27}
+	return file_banger_v1_banger_proto_rawDescGZIP(), []int{51}
 }
 
 func (x *Port) GetProtocol() string {
@@ -2095,7 +3745,7 @@ type Operation struct {
 
 func (x *Operation) Reset() {
 	*x = Operation{}
-	mi := &file_banger_v1_banger_proto_msgTypes[28]
+	mi := &file_banger_v1_banger_proto_msgTypes[52]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2107,7 +3757,7 @@ func (x *Operation) String() string {
 func (*Operation) ProtoMessage() {}
 
 func (x *Operation) ProtoReflect() protoreflect.Message {
-	mi := &file_banger_v1_banger_proto_msgTypes[28]
+	mi := &file_banger_v1_banger_proto_msgTypes[52]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2120,7 +3770,7 @@ func (x *Operation) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Operation.ProtoReflect.Descriptor instead.
 func (*Operation) Descriptor() ([]byte, []int) {
-	return file_banger_v1_banger_proto_rawDescGZIP(), []int{28}
+	return file_banger_v1_banger_proto_rawDescGZIP(), []int{52}
 }
 
 func (x *Operation) GetId() string {
@@ -2203,7 +3853,7 @@ type OperationStage struct {
 
 func (x *OperationStage) Reset() {
 	*x = OperationStage{}
-	mi := &file_banger_v1_banger_proto_msgTypes[29]
+	mi := &file_banger_v1_banger_proto_msgTypes[53]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2215,7 +3865,7 @@ func (x *OperationStage) String() string {
 func (*OperationStage) ProtoMessage() {}
 
 func (x *OperationStage) ProtoReflect() protoreflect.Message {
-	mi := &file_banger_v1_banger_proto_msgTypes[29]
+	mi := &file_banger_v1_banger_proto_msgTypes[53]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2228,7 +3878,7 @@ func (x *OperationStage) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use OperationStage.ProtoReflect.Descriptor instead.
 func (*OperationStage) Descriptor() ([]byte, []int) {
-	return file_banger_v1_banger_proto_rawDescGZIP(), []int{29}
+	return file_banger_v1_banger_proto_rawDescGZIP(), []int{53}
 }
 
 func (x *OperationStage) GetProgress() *Progress {
@@ -2253,7 +3903,7 @@ type ListOperationsRequest struct {
 
 func (x *ListOperationsRequest) Reset() {
 	*x = ListOperationsRequest{}
-	mi := &file_banger_v1_banger_proto_msgTypes[30]
+	mi := &file_banger_v1_banger_proto_msgTypes[54]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2265,7 +3915,7 @@ func (x *ListOperationsRequest) String() string {
 func (*ListOperationsRequest) ProtoMessage() {}
 
 func (x *ListOperationsRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_banger_v1_banger_proto_msgTypes[30]
+	mi := &file_banger_v1_banger_proto_msgTypes[54]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2278,7 +3928,7 @@ func (x *ListOperationsRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ListOperationsRequest.ProtoReflect.Descriptor instead.
 func (*ListOperationsRequest) Descriptor() ([]byte, []int) {
-	return file_banger_v1_banger_proto_rawDescGZIP(), []int{30}
+	return file_banger_v1_banger_proto_rawDescGZIP(), []int{54}
 }
 
 type ListOperationsResponse struct {
@@ -2290,7 +3940,7 @@ type ListOperationsResponse struct {
 
 func (x *ListOperationsResponse) Reset() {
 	*x = ListOperationsResponse{}
-	mi := &file_banger_v1_banger_proto_msgTypes[31]
+	mi := &file_banger_v1_banger_proto_msgTypes[55]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2302,7 +3952,7 @@ func (x *ListOperationsResponse) String() string {
 func (*ListOperationsResponse) ProtoMessage() {}
 
 func (x *ListOperationsResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_banger_v1_banger_proto_msgTypes[31]
+	mi := &file_banger_v1_banger_proto_msgTypes[55]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2315,7 +3965,7 @@ func (x *ListOperationsResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ListOperationsResponse.ProtoReflect.Descriptor instead.
 func (*ListOperationsResponse) Descriptor() ([]byte, []int) {
-	return file_banger_v1_banger_proto_rawDescGZIP(), []int{31}
+	return file_banger_v1_banger_proto_rawDescGZIP(), []int{55}
 }
 
 func (x *ListOperationsResponse) GetOperations() []*Operation {
@@ -2334,7 +3984,7 @@ type WatchOperationRequest struct {
 
 func (x *WatchOperationRequest) Reset() {
 	*x = WatchOperationRequest{}
-	mi := &file_banger_v1_banger_proto_msgTypes[32]
+	mi := &file_banger_v1_banger_proto_msgTypes[56]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2346,7 +3996,7 @@ func (x *WatchOperationRequest) String() string {
 func (*WatchOperationRequest) ProtoMessage() {}
 
 func (x *WatchOperationRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_banger_v1_banger_proto_msgTypes[32]
+	mi := &file_banger_v1_banger_proto_msgTypes[56]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2359,7 +4009,7 @@ func (x *WatchOperationRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use WatchOperationRequest.ProtoReflect.Descriptor instead.
 func (*WatchOperationRequest) Descriptor() ([]byte, []int) {
-	return file_banger_v1_banger_proto_rawDescGZIP(), []int{32}
+	return file_banger_v1_banger_proto_rawDescGZIP(), []int{56}
 }
 
 func (x *WatchOperationRequest) GetId() string {
@@ -2378,7 +4028,7 @@ type CancelOperationRequest struct {
 
 func (x *CancelOperationRequest) Reset() {
 	*x = CancelOperationRequest{}
-	mi := &file_banger_v1_banger_proto_msgTypes[33]
+	mi := &file_banger_v1_banger_proto_msgTypes[57]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2390,7 +4040,7 @@ func (x *CancelOperationRequest) String() string {
 func (*CancelOperationRequest) ProtoMessage() {}
 
 func (x *CancelOperationRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_banger_v1_banger_proto_msgTypes[33]
+	mi := &file_banger_v1_banger_proto_msgTypes[57]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2403,7 +4053,7 @@ func (x *CancelOperationRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use CancelOperationRequest.ProtoReflect.Descriptor instead.
 func (*CancelOperationRequest) Descriptor() ([]byte, []int) {
-	return file_banger_v1_banger_proto_rawDescGZIP(), []int{33}
+	return file_banger_v1_banger_proto_rawDescGZIP(), []int{57}
 }
 
 func (x *CancelOperationRequest) GetId() string {
@@ -2421,7 +4071,7 @@ type CancelOperationResponse struct {
 
 func (x *CancelOperationResponse) Reset() {
 	*x = CancelOperationResponse{}
-	mi := &file_banger_v1_banger_proto_msgTypes[34]
+	mi := &file_banger_v1_banger_proto_msgTypes[58]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2433,7 +4083,7 @@ func (x *CancelOperationResponse) String() string {
 func (*CancelOperationResponse) ProtoMessage() {}
 
 func (x *CancelOperationResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_banger_v1_banger_proto_msgTypes[34]
+	mi := &file_banger_v1_banger_proto_msgTypes[58]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2446,7 +4096,7 @@ func (x *CancelOperationResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use CancelOperationResponse.ProtoReflect.Descriptor instead.
 func (*CancelOperationResponse) Descriptor() ([]byte, []int) {
-	return file_banger_v1_banger_proto_rawDescGZIP(), []int{34}
+	return file_banger_v1_banger_proto_rawDescGZIP(), []int{58}
 }
 
 type EventsRequest struct {
@@ -2460,7 +4110,7 @@ type EventsRequest struct {
 
 func (x *EventsRequest) Reset() {
 	*x = EventsRequest{}
-	mi := &file_banger_v1_banger_proto_msgTypes[35]
+	mi := &file_banger_v1_banger_proto_msgTypes[59]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2472,7 +4122,7 @@ func (x *EventsRequest) String() string {
 func (*EventsRequest) ProtoMessage() {}
 
 func (x *EventsRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_banger_v1_banger_proto_msgTypes[35]
+	mi := &file_banger_v1_banger_proto_msgTypes[59]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2485,7 +4135,7 @@ func (x *EventsRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use EventsRequest.ProtoReflect.Descriptor instead.
 func (*EventsRequest) Descriptor() ([]byte, []int) {
-	return file_banger_v1_banger_proto_rawDescGZIP(), []int{35}
+	return file_banger_v1_banger_proto_rawDescGZIP(), []int{59}
 }
 
 func (x *EventsRequest) GetAfter() int64 {
@@ -2525,7 +4175,7 @@ type JournalEvent struct {
 
 func (x *JournalEvent) Reset() {
 	*x = JournalEvent{}
-	mi := &file_banger_v1_banger_proto_msgTypes[36]
+	mi := &file_banger_v1_banger_proto_msgTypes[60]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2537,7 +4187,7 @@ func (x *JournalEvent) String() string {
 func (*JournalEvent) ProtoMessage() {}
 
 func (x *JournalEvent) ProtoReflect() protoreflect.Message {
-	mi := &file_banger_v1_banger_proto_msgTypes[36]
+	mi := &file_banger_v1_banger_proto_msgTypes[60]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2550,7 +4200,7 @@ func (x *JournalEvent) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use JournalEvent.ProtoReflect.Descriptor instead.
 func (*JournalEvent) Descriptor() ([]byte, []int) {
-	return file_banger_v1_banger_proto_rawDescGZIP(), []int{36}
+	return file_banger_v1_banger_proto_rawDescGZIP(), []int{60}
 }
 
 func (x *JournalEvent) GetSequence() int64 {
@@ -2610,7 +4260,7 @@ type ListRequest struct {
 
 func (x *ListRequest) Reset() {
 	*x = ListRequest{}
-	mi := &file_banger_v1_banger_proto_msgTypes[37]
+	mi := &file_banger_v1_banger_proto_msgTypes[61]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2622,7 +4272,7 @@ func (x *ListRequest) String() string {
 func (*ListRequest) ProtoMessage() {}
 
 func (x *ListRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_banger_v1_banger_proto_msgTypes[37]
+	mi := &file_banger_v1_banger_proto_msgTypes[61]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2635,7 +4285,7 @@ func (x *ListRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ListRequest.ProtoReflect.Descriptor instead.
 func (*ListRequest) Descriptor() ([]byte, []int) {
-	return file_banger_v1_banger_proto_rawDescGZIP(), []int{37}
+	return file_banger_v1_banger_proto_rawDescGZIP(), []int{61}
 }
 
 type ListResponse struct {
@@ -2647,7 +4297,7 @@ type ListResponse struct {
 
 func (x *ListResponse) Reset() {
 	*x = ListResponse{}
-	mi := &file_banger_v1_banger_proto_msgTypes[38]
+	mi := &file_banger_v1_banger_proto_msgTypes[62]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2659,7 +4309,7 @@ func (x *ListResponse) String() string {
 func (*ListResponse) ProtoMessage() {}
 
 func (x *ListResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_banger_v1_banger_proto_msgTypes[38]
+	mi := &file_banger_v1_banger_proto_msgTypes[62]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2672,7 +4322,7 @@ func (x *ListResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ListResponse.ProtoReflect.Descriptor instead.
 func (*ListResponse) Descriptor() ([]byte, []int) {
-	return file_banger_v1_banger_proto_rawDescGZIP(), []int{38}
+	return file_banger_v1_banger_proto_rawDescGZIP(), []int{62}
 }
 
 func (x *ListResponse) GetVms() []*VM {
@@ -2691,7 +4341,7 @@ type GetRequest struct {
 
 func (x *GetRequest) Reset() {
 	*x = GetRequest{}
-	mi := &file_banger_v1_banger_proto_msgTypes[39]
+	mi := &file_banger_v1_banger_proto_msgTypes[63]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2703,7 +4353,7 @@ func (x *GetRequest) String() string {
 func (*GetRequest) ProtoMessage() {}
 
 func (x *GetRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_banger_v1_banger_proto_msgTypes[39]
+	mi := &file_banger_v1_banger_proto_msgTypes[63]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2716,7 +4366,7 @@ func (x *GetRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use GetRequest.ProtoReflect.Descriptor instead.
 func (*GetRequest) Descriptor() ([]byte, []int) {
-	return file_banger_v1_banger_proto_rawDescGZIP(), []int{39}
+	return file_banger_v1_banger_proto_rawDescGZIP(), []int{63}
 }
 
 func (x *GetRequest) GetVm() string {
@@ -2735,7 +4385,7 @@ type GetResponse struct {
 
 func (x *GetResponse) Reset() {
 	*x = GetResponse{}
-	mi := &file_banger_v1_banger_proto_msgTypes[40]
+	mi := &file_banger_v1_banger_proto_msgTypes[64]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2747,7 +4397,7 @@ func (x *GetResponse) String() string {
 func (*GetResponse) ProtoMessage() {}
 
 func (x *GetResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_banger_v1_banger_proto_msgTypes[40]
+	mi := &file_banger_v1_banger_proto_msgTypes[64]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2760,7 +4410,7 @@ func (x *GetResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use GetResponse.ProtoReflect.Descriptor instead.
 func (*GetResponse) Descriptor() ([]byte, []int) {
-	return file_banger_v1_banger_proto_rawDescGZIP(), []int{40}
+	return file_banger_v1_banger_proto_rawDescGZIP(), []int{64}
 }
 
 func (x *GetResponse) GetVm() *VM {
@@ -2780,7 +4430,7 @@ type LogsRequest struct {
 
 func (x *LogsRequest) Reset() {
 	*x = LogsRequest{}
-	mi := &file_banger_v1_banger_proto_msgTypes[41]
+	mi := &file_banger_v1_banger_proto_msgTypes[65]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2792,7 +4442,7 @@ func (x *LogsRequest) String() string {
 func (*LogsRequest) ProtoMessage() {}
 
 func (x *LogsRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_banger_v1_banger_proto_msgTypes[41]
+	mi := &file_banger_v1_banger_proto_msgTypes[65]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2805,7 +4455,7 @@ func (x *LogsRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use LogsRequest.ProtoReflect.Descriptor instead.
 func (*LogsRequest) Descriptor() ([]byte, []int) {
-	return file_banger_v1_banger_proto_rawDescGZIP(), []int{41}
+	return file_banger_v1_banger_proto_rawDescGZIP(), []int{65}
 }
 
 func (x *LogsRequest) GetVm() string {
@@ -2831,7 +4481,7 @@ type LogsResponse struct {
 
 func (x *LogsResponse) Reset() {
 	*x = LogsResponse{}
-	mi := &file_banger_v1_banger_proto_msgTypes[42]
+	mi := &file_banger_v1_banger_proto_msgTypes[66]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2843,7 +4493,7 @@ func (x *LogsResponse) String() string {
 func (*LogsResponse) ProtoMessage() {}
 
 func (x *LogsResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_banger_v1_banger_proto_msgTypes[42]
+	mi := &file_banger_v1_banger_proto_msgTypes[66]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2856,7 +4506,7 @@ func (x *LogsResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use LogsResponse.ProtoReflect.Descriptor instead.
 func (*LogsResponse) Descriptor() ([]byte, []int) {
-	return file_banger_v1_banger_proto_rawDescGZIP(), []int{42}
+	return file_banger_v1_banger_proto_rawDescGZIP(), []int{66}
 }
 
 func (x *LogsResponse) GetData() []byte {
@@ -2883,7 +4533,7 @@ type ExecSpec struct {
 
 func (x *ExecSpec) Reset() {
 	*x = ExecSpec{}
-	mi := &file_banger_v1_banger_proto_msgTypes[43]
+	mi := &file_banger_v1_banger_proto_msgTypes[67]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2895,7 +4545,7 @@ func (x *ExecSpec) String() string {
 func (*ExecSpec) ProtoMessage() {}
 
 func (x *ExecSpec) ProtoReflect() protoreflect.Message {
-	mi := &file_banger_v1_banger_proto_msgTypes[43]
+	mi := &file_banger_v1_banger_proto_msgTypes[67]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2908,7 +4558,7 @@ func (x *ExecSpec) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ExecSpec.ProtoReflect.Descriptor instead.
 func (*ExecSpec) Descriptor() ([]byte, []int) {
-	return file_banger_v1_banger_proto_rawDescGZIP(), []int{43}
+	return file_banger_v1_banger_proto_rawDescGZIP(), []int{67}
 }
 
 func (x *ExecSpec) GetArgs() []string {
@@ -2977,7 +4627,7 @@ type WindowSize struct {
 
 func (x *WindowSize) Reset() {
 	*x = WindowSize{}
-	mi := &file_banger_v1_banger_proto_msgTypes[44]
+	mi := &file_banger_v1_banger_proto_msgTypes[68]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2989,7 +4639,7 @@ func (x *WindowSize) String() string {
 func (*WindowSize) ProtoMessage() {}
 
 func (x *WindowSize) ProtoReflect() protoreflect.Message {
-	mi := &file_banger_v1_banger_proto_msgTypes[44]
+	mi := &file_banger_v1_banger_proto_msgTypes[68]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -3002,7 +4652,7 @@ func (x *WindowSize) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use WindowSize.ProtoReflect.Descriptor instead.
 func (*WindowSize) Descriptor() ([]byte, []int) {
-	return file_banger_v1_banger_proto_rawDescGZIP(), []int{44}
+	return file_banger_v1_banger_proto_rawDescGZIP(), []int{68}
 }
 
 func (x *WindowSize) GetRows() uint32 {
@@ -3035,7 +4685,7 @@ type AttachRequest struct {
 
 func (x *AttachRequest) Reset() {
 	*x = AttachRequest{}
-	mi := &file_banger_v1_banger_proto_msgTypes[45]
+	mi := &file_banger_v1_banger_proto_msgTypes[69]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -3047,7 +4697,7 @@ func (x *AttachRequest) String() string {
 func (*AttachRequest) ProtoMessage() {}
 
 func (x *AttachRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_banger_v1_banger_proto_msgTypes[45]
+	mi := &file_banger_v1_banger_proto_msgTypes[69]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -3060,7 +4710,7 @@ func (x *AttachRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use AttachRequest.ProtoReflect.Descriptor instead.
 func (*AttachRequest) Descriptor() ([]byte, []int) {
-	return file_banger_v1_banger_proto_rawDescGZIP(), []int{45}
+	return file_banger_v1_banger_proto_rawDescGZIP(), []int{69}
 }
 
 func (x *AttachRequest) GetKind() isAttachRequest_Kind {
@@ -3164,7 +4814,7 @@ type AttachStart struct {
 
 func (x *AttachStart) Reset() {
 	*x = AttachStart{}
-	mi := &file_banger_v1_banger_proto_msgTypes[46]
+	mi := &file_banger_v1_banger_proto_msgTypes[70]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -3176,7 +4826,7 @@ func (x *AttachStart) String() string {
 func (*AttachStart) ProtoMessage() {}
 
 func (x *AttachStart) ProtoReflect() protoreflect.Message {
-	mi := &file_banger_v1_banger_proto_msgTypes[46]
+	mi := &file_banger_v1_banger_proto_msgTypes[70]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -3189,7 +4839,7 @@ func (x *AttachStart) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use AttachStart.ProtoReflect.Descriptor instead.
 func (*AttachStart) Descriptor() ([]byte, []int) {
-	return file_banger_v1_banger_proto_rawDescGZIP(), []int{46}
+	return file_banger_v1_banger_proto_rawDescGZIP(), []int{70}
 }
 
 func (x *AttachStart) GetTarget() isAttachStart_Target {
@@ -3265,7 +4915,7 @@ type AttachResponse struct {
 
 func (x *AttachResponse) Reset() {
 	*x = AttachResponse{}
-	mi := &file_banger_v1_banger_proto_msgTypes[47]
+	mi := &file_banger_v1_banger_proto_msgTypes[71]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -3277,7 +4927,7 @@ func (x *AttachResponse) String() string {
 func (*AttachResponse) ProtoMessage() {}
 
 func (x *AttachResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_banger_v1_banger_proto_msgTypes[47]
+	mi := &file_banger_v1_banger_proto_msgTypes[71]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -3290,7 +4940,7 @@ func (x *AttachResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use AttachResponse.ProtoReflect.Descriptor instead.
 func (*AttachResponse) Descriptor() ([]byte, []int) {
-	return file_banger_v1_banger_proto_rawDescGZIP(), []int{47}
+	return file_banger_v1_banger_proto_rawDescGZIP(), []int{71}
 }
 
 func (x *AttachResponse) GetKind() isAttachResponse_Kind {
@@ -3422,7 +5072,7 @@ type ExitStatus struct {
 
 func (x *ExitStatus) Reset() {
 	*x = ExitStatus{}
-	mi := &file_banger_v1_banger_proto_msgTypes[48]
+	mi := &file_banger_v1_banger_proto_msgTypes[72]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -3434,7 +5084,7 @@ func (x *ExitStatus) String() string {
 func (*ExitStatus) ProtoMessage() {}
 
 func (x *ExitStatus) ProtoReflect() protoreflect.Message {
-	mi := &file_banger_v1_banger_proto_msgTypes[48]
+	mi := &file_banger_v1_banger_proto_msgTypes[72]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -3447,7 +5097,7 @@ func (x *ExitStatus) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ExitStatus.ProtoReflect.Descriptor instead.
 func (*ExitStatus) Descriptor() ([]byte, []int) {
-	return file_banger_v1_banger_proto_rawDescGZIP(), []int{48}
+	return file_banger_v1_banger_proto_rawDescGZIP(), []int{72}
 }
 
 func (x *ExitStatus) GetCode() int32 {
@@ -3477,7 +5127,7 @@ type ConsoleRequest struct {
 
 func (x *ConsoleRequest) Reset() {
 	*x = ConsoleRequest{}
-	mi := &file_banger_v1_banger_proto_msgTypes[49]
+	mi := &file_banger_v1_banger_proto_msgTypes[73]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -3489,7 +5139,7 @@ func (x *ConsoleRequest) String() string {
 func (*ConsoleRequest) ProtoMessage() {}
 
 func (x *ConsoleRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_banger_v1_banger_proto_msgTypes[49]
+	mi := &file_banger_v1_banger_proto_msgTypes[73]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -3502,7 +5152,7 @@ func (x *ConsoleRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ConsoleRequest.ProtoReflect.Descriptor instead.
 func (*ConsoleRequest) Descriptor() ([]byte, []int) {
-	return file_banger_v1_banger_proto_rawDescGZIP(), []int{49}
+	return file_banger_v1_banger_proto_rawDescGZIP(), []int{73}
 }
 
 func (x *ConsoleRequest) GetKind() isConsoleRequest_Kind {
@@ -3555,7 +5205,7 @@ type ConsoleResponse struct {
 
 func (x *ConsoleResponse) Reset() {
 	*x = ConsoleResponse{}
-	mi := &file_banger_v1_banger_proto_msgTypes[50]
+	mi := &file_banger_v1_banger_proto_msgTypes[74]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -3567,7 +5217,7 @@ func (x *ConsoleResponse) String() string {
 func (*ConsoleResponse) ProtoMessage() {}
 
 func (x *ConsoleResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_banger_v1_banger_proto_msgTypes[50]
+	mi := &file_banger_v1_banger_proto_msgTypes[74]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -3580,7 +5230,7 @@ func (x *ConsoleResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ConsoleResponse.ProtoReflect.Descriptor instead.
 func (*ConsoleResponse) Descriptor() ([]byte, []int) {
-	return file_banger_v1_banger_proto_rawDescGZIP(), []int{50}
+	return file_banger_v1_banger_proto_rawDescGZIP(), []int{74}
 }
 
 func (x *ConsoleResponse) GetOutput() []byte {
@@ -3615,7 +5265,7 @@ type Image struct {
 
 func (x *Image) Reset() {
 	*x = Image{}
-	mi := &file_banger_v1_banger_proto_msgTypes[51]
+	mi := &file_banger_v1_banger_proto_msgTypes[75]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -3627,7 +5277,7 @@ func (x *Image) String() string {
 func (*Image) ProtoMessage() {}
 
 func (x *Image) ProtoReflect() protoreflect.Message {
-	mi := &file_banger_v1_banger_proto_msgTypes[51]
+	mi := &file_banger_v1_banger_proto_msgTypes[75]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -3640,7 +5290,7 @@ func (x *Image) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Image.ProtoReflect.Descriptor instead.
 func (*Image) Descriptor() ([]byte, []int) {
-	return file_banger_v1_banger_proto_rawDescGZIP(), []int{51}
+	return file_banger_v1_banger_proto_rawDescGZIP(), []int{75}
 }
 
 func (x *Image) GetName() string {
@@ -3780,7 +5430,7 @@ type ImageConfig struct {
 
 func (x *ImageConfig) Reset() {
 	*x = ImageConfig{}
-	mi := &file_banger_v1_banger_proto_msgTypes[52]
+	mi := &file_banger_v1_banger_proto_msgTypes[76]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -3792,7 +5442,7 @@ func (x *ImageConfig) String() string {
 func (*ImageConfig) ProtoMessage() {}
 
 func (x *ImageConfig) ProtoReflect() protoreflect.Message {
-	mi := &file_banger_v1_banger_proto_msgTypes[52]
+	mi := &file_banger_v1_banger_proto_msgTypes[76]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -3805,7 +5455,7 @@ func (x *ImageConfig) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ImageConfig.ProtoReflect.Descriptor instead.
 func (*ImageConfig) Descriptor() ([]byte, []int) {
-	return file_banger_v1_banger_proto_rawDescGZIP(), []int{52}
+	return file_banger_v1_banger_proto_rawDescGZIP(), []int{76}
 }
 
 func (x *ImageConfig) GetEntrypoint() []string {
@@ -3880,7 +5530,7 @@ type GetImageRequest struct {
 
 func (x *GetImageRequest) Reset() {
 	*x = GetImageRequest{}
-	mi := &file_banger_v1_banger_proto_msgTypes[53]
+	mi := &file_banger_v1_banger_proto_msgTypes[77]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -3892,7 +5542,7 @@ func (x *GetImageRequest) String() string {
 func (*GetImageRequest) ProtoMessage() {}
 
 func (x *GetImageRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_banger_v1_banger_proto_msgTypes[53]
+	mi := &file_banger_v1_banger_proto_msgTypes[77]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -3905,7 +5555,7 @@ func (x *GetImageRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use GetImageRequest.ProtoReflect.Descriptor instead.
 func (*GetImageRequest) Descriptor() ([]byte, []int) {
-	return file_banger_v1_banger_proto_rawDescGZIP(), []int{53}
+	return file_banger_v1_banger_proto_rawDescGZIP(), []int{77}
 }
 
 func (x *GetImageRequest) GetImage() string {
@@ -3924,7 +5574,7 @@ type GetImageResponse struct {
 
 func (x *GetImageResponse) Reset() {
 	*x = GetImageResponse{}
-	mi := &file_banger_v1_banger_proto_msgTypes[54]
+	mi := &file_banger_v1_banger_proto_msgTypes[78]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -3936,7 +5586,7 @@ func (x *GetImageResponse) String() string {
 func (*GetImageResponse) ProtoMessage() {}
 
 func (x *GetImageResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_banger_v1_banger_proto_msgTypes[54]
+	mi := &file_banger_v1_banger_proto_msgTypes[78]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -3949,7 +5599,7 @@ func (x *GetImageResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use GetImageResponse.ProtoReflect.Descriptor instead.
 func (*GetImageResponse) Descriptor() ([]byte, []int) {
-	return file_banger_v1_banger_proto_rawDescGZIP(), []int{54}
+	return file_banger_v1_banger_proto_rawDescGZIP(), []int{78}
 }
 
 func (x *GetImageResponse) GetImage() *Image {
@@ -3972,7 +5622,7 @@ type ImportImageRequest struct {
 
 func (x *ImportImageRequest) Reset() {
 	*x = ImportImageRequest{}
-	mi := &file_banger_v1_banger_proto_msgTypes[55]
+	mi := &file_banger_v1_banger_proto_msgTypes[79]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -3984,7 +5634,7 @@ func (x *ImportImageRequest) String() string {
 func (*ImportImageRequest) ProtoMessage() {}
 
 func (x *ImportImageRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_banger_v1_banger_proto_msgTypes[55]
+	mi := &file_banger_v1_banger_proto_msgTypes[79]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -3997,7 +5647,7 @@ func (x *ImportImageRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ImportImageRequest.ProtoReflect.Descriptor instead.
 func (*ImportImageRequest) Descriptor() ([]byte, []int) {
-	return file_banger_v1_banger_proto_rawDescGZIP(), []int{55}
+	return file_banger_v1_banger_proto_rawDescGZIP(), []int{79}
 }
 
 func (x *ImportImageRequest) GetKind() isImportImageRequest_Kind {
@@ -4053,7 +5703,7 @@ type ImportImageStart struct {
 
 func (x *ImportImageStart) Reset() {
 	*x = ImportImageStart{}
-	mi := &file_banger_v1_banger_proto_msgTypes[56]
+	mi := &file_banger_v1_banger_proto_msgTypes[80]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -4065,7 +5715,7 @@ func (x *ImportImageStart) String() string {
 func (*ImportImageStart) ProtoMessage() {}
 
 func (x *ImportImageStart) ProtoReflect() protoreflect.Message {
-	mi := &file_banger_v1_banger_proto_msgTypes[56]
+	mi := &file_banger_v1_banger_proto_msgTypes[80]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -4078,7 +5728,7 @@ func (x *ImportImageStart) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ImportImageStart.ProtoReflect.Descriptor instead.
 func (*ImportImageStart) Descriptor() ([]byte, []int) {
-	return file_banger_v1_banger_proto_rawDescGZIP(), []int{56}
+	return file_banger_v1_banger_proto_rawDescGZIP(), []int{80}
 }
 
 func (x *ImportImageStart) GetName() string {
@@ -4113,7 +5763,7 @@ type RegisterImageRequest struct {
 
 func (x *RegisterImageRequest) Reset() {
 	*x = RegisterImageRequest{}
-	mi := &file_banger_v1_banger_proto_msgTypes[57]
+	mi := &file_banger_v1_banger_proto_msgTypes[81]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -4125,7 +5775,7 @@ func (x *RegisterImageRequest) String() string {
 func (*RegisterImageRequest) ProtoMessage() {}
 
 func (x *RegisterImageRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_banger_v1_banger_proto_msgTypes[57]
+	mi := &file_banger_v1_banger_proto_msgTypes[81]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -4138,7 +5788,7 @@ func (x *RegisterImageRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use RegisterImageRequest.ProtoReflect.Descriptor instead.
 func (*RegisterImageRequest) Descriptor() ([]byte, []int) {
-	return file_banger_v1_banger_proto_rawDescGZIP(), []int{57}
+	return file_banger_v1_banger_proto_rawDescGZIP(), []int{81}
 }
 
 func (x *RegisterImageRequest) GetName() string {
@@ -4171,7 +5821,7 @@ type DeleteImageRequest struct {
 
 func (x *DeleteImageRequest) Reset() {
 	*x = DeleteImageRequest{}
-	mi := &file_banger_v1_banger_proto_msgTypes[58]
+	mi := &file_banger_v1_banger_proto_msgTypes[82]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -4183,7 +5833,7 @@ func (x *DeleteImageRequest) String() string {
 func (*DeleteImageRequest) ProtoMessage() {}
 
 func (x *DeleteImageRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_banger_v1_banger_proto_msgTypes[58]
+	mi := &file_banger_v1_banger_proto_msgTypes[82]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -4196,7 +5846,7 @@ func (x *DeleteImageRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use DeleteImageRequest.ProtoReflect.Descriptor instead.
 func (*DeleteImageRequest) Descriptor() ([]byte, []int) {
-	return file_banger_v1_banger_proto_rawDescGZIP(), []int{58}
+	return file_banger_v1_banger_proto_rawDescGZIP(), []int{82}
 }
 
 func (x *DeleteImageRequest) GetImage() string {
@@ -4214,7 +5864,7 @@ type DeleteImageResponse struct {
 
 func (x *DeleteImageResponse) Reset() {
 	*x = DeleteImageResponse{}
-	mi := &file_banger_v1_banger_proto_msgTypes[59]
+	mi := &file_banger_v1_banger_proto_msgTypes[83]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -4226,7 +5876,7 @@ func (x *DeleteImageResponse) String() string {
 func (*DeleteImageResponse) ProtoMessage() {}
 
 func (x *DeleteImageResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_banger_v1_banger_proto_msgTypes[59]
+	mi := &file_banger_v1_banger_proto_msgTypes[83]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -4239,7 +5889,7 @@ func (x *DeleteImageResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use DeleteImageResponse.ProtoReflect.Descriptor instead.
 func (*DeleteImageResponse) Descriptor() ([]byte, []int) {
-	return file_banger_v1_banger_proto_rawDescGZIP(), []int{59}
+	return file_banger_v1_banger_proto_rawDescGZIP(), []int{83}
 }
 
 type PruneImagesRequest struct {
@@ -4251,7 +5901,7 @@ type PruneImagesRequest struct {
 
 func (x *PruneImagesRequest) Reset() {
 	*x = PruneImagesRequest{}
-	mi := &file_banger_v1_banger_proto_msgTypes[60]
+	mi := &file_banger_v1_banger_proto_msgTypes[84]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -4263,7 +5913,7 @@ func (x *PruneImagesRequest) String() string {
 func (*PruneImagesRequest) ProtoMessage() {}
 
 func (x *PruneImagesRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_banger_v1_banger_proto_msgTypes[60]
+	mi := &file_banger_v1_banger_proto_msgTypes[84]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -4276,7 +5926,7 @@ func (x *PruneImagesRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use PruneImagesRequest.ProtoReflect.Descriptor instead.
 func (*PruneImagesRequest) Descriptor() ([]byte, []int) {
-	return file_banger_v1_banger_proto_rawDescGZIP(), []int{60}
+	return file_banger_v1_banger_proto_rawDescGZIP(), []int{84}
 }
 
 func (x *PruneImagesRequest) GetDryRun() bool {
@@ -4296,7 +5946,7 @@ type PruneImagesResponse struct {
 
 func (x *PruneImagesResponse) Reset() {
 	*x = PruneImagesResponse{}
-	mi := &file_banger_v1_banger_proto_msgTypes[61]
+	mi := &file_banger_v1_banger_proto_msgTypes[85]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -4308,7 +5958,7 @@ func (x *PruneImagesResponse) String() string {
 func (*PruneImagesResponse) ProtoMessage() {}
 
 func (x *PruneImagesResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_banger_v1_banger_proto_msgTypes[61]
+	mi := &file_banger_v1_banger_proto_msgTypes[85]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -4321,7 +5971,7 @@ func (x *PruneImagesResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use PruneImagesResponse.ProtoReflect.Descriptor instead.
 func (*PruneImagesResponse) Descriptor() ([]byte, []int) {
-	return file_banger_v1_banger_proto_rawDescGZIP(), []int{61}
+	return file_banger_v1_banger_proto_rawDescGZIP(), []int{85}
 }
 
 func (x *PruneImagesResponse) GetItems() []*PrunedItem {
@@ -4349,7 +5999,7 @@ type PrunedItem struct {
 
 func (x *PrunedItem) Reset() {
 	*x = PrunedItem{}
-	mi := &file_banger_v1_banger_proto_msgTypes[62]
+	mi := &file_banger_v1_banger_proto_msgTypes[86]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -4361,7 +6011,7 @@ func (x *PrunedItem) String() string {
 func (*PrunedItem) ProtoMessage() {}
 
 func (x *PrunedItem) ProtoReflect() protoreflect.Message {
-	mi := &file_banger_v1_banger_proto_msgTypes[62]
+	mi := &file_banger_v1_banger_proto_msgTypes[86]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -4374,7 +6024,7 @@ func (x *PrunedItem) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use PrunedItem.ProtoReflect.Descriptor instead.
 func (*PrunedItem) Descriptor() ([]byte, []int) {
-	return file_banger_v1_banger_proto_rawDescGZIP(), []int{62}
+	return file_banger_v1_banger_proto_rawDescGZIP(), []int{86}
 }
 
 func (x *PrunedItem) GetWhat() string {
@@ -4399,7 +6049,7 @@ type ListImagesRequest struct {
 
 func (x *ListImagesRequest) Reset() {
 	*x = ListImagesRequest{}
-	mi := &file_banger_v1_banger_proto_msgTypes[63]
+	mi := &file_banger_v1_banger_proto_msgTypes[87]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -4411,7 +6061,7 @@ func (x *ListImagesRequest) String() string {
 func (*ListImagesRequest) ProtoMessage() {}
 
 func (x *ListImagesRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_banger_v1_banger_proto_msgTypes[63]
+	mi := &file_banger_v1_banger_proto_msgTypes[87]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -4424,7 +6074,7 @@ func (x *ListImagesRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ListImagesRequest.ProtoReflect.Descriptor instead.
 func (*ListImagesRequest) Descriptor() ([]byte, []int) {
-	return file_banger_v1_banger_proto_rawDescGZIP(), []int{63}
+	return file_banger_v1_banger_proto_rawDescGZIP(), []int{87}
 }
 
 type ListImagesResponse struct {
@@ -4436,7 +6086,7 @@ type ListImagesResponse struct {
 
 func (x *ListImagesResponse) Reset() {
 	*x = ListImagesResponse{}
-	mi := &file_banger_v1_banger_proto_msgTypes[64]
+	mi := &file_banger_v1_banger_proto_msgTypes[88]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -4448,7 +6098,7 @@ func (x *ListImagesResponse) String() string {
 func (*ListImagesResponse) ProtoMessage() {}
 
 func (x *ListImagesResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_banger_v1_banger_proto_msgTypes[64]
+	mi := &file_banger_v1_banger_proto_msgTypes[88]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -4461,7 +6111,7 @@ func (x *ListImagesResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ListImagesResponse.ProtoReflect.Descriptor instead.
 func (*ListImagesResponse) Descriptor() ([]byte, []int) {
-	return file_banger_v1_banger_proto_rawDescGZIP(), []int{64}
+	return file_banger_v1_banger_proto_rawDescGZIP(), []int{88}
 }
 
 func (x *ListImagesResponse) GetImages() []*Image {
@@ -4482,7 +6132,7 @@ type PromoteImageRequest struct {
 
 func (x *PromoteImageRequest) Reset() {
 	*x = PromoteImageRequest{}
-	mi := &file_banger_v1_banger_proto_msgTypes[65]
+	mi := &file_banger_v1_banger_proto_msgTypes[89]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -4494,7 +6144,7 @@ func (x *PromoteImageRequest) String() string {
 func (*PromoteImageRequest) ProtoMessage() {}
 
 func (x *PromoteImageRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_banger_v1_banger_proto_msgTypes[65]
+	mi := &file_banger_v1_banger_proto_msgTypes[89]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -4507,7 +6157,7 @@ func (x *PromoteImageRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use PromoteImageRequest.ProtoReflect.Descriptor instead.
 func (*PromoteImageRequest) Descriptor() ([]byte, []int) {
-	return file_banger_v1_banger_proto_rawDescGZIP(), []int{65}
+	return file_banger_v1_banger_proto_rawDescGZIP(), []int{89}
 }
 
 func (x *PromoteImageRequest) GetVm() string {
@@ -4541,7 +6191,7 @@ type ExportImageRequest struct {
 
 func (x *ExportImageRequest) Reset() {
 	*x = ExportImageRequest{}
-	mi := &file_banger_v1_banger_proto_msgTypes[66]
+	mi := &file_banger_v1_banger_proto_msgTypes[90]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -4553,7 +6203,7 @@ func (x *ExportImageRequest) String() string {
 func (*ExportImageRequest) ProtoMessage() {}
 
 func (x *ExportImageRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_banger_v1_banger_proto_msgTypes[66]
+	mi := &file_banger_v1_banger_proto_msgTypes[90]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -4566,7 +6216,7 @@ func (x *ExportImageRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ExportImageRequest.ProtoReflect.Descriptor instead.
 func (*ExportImageRequest) Descriptor() ([]byte, []int) {
-	return file_banger_v1_banger_proto_rawDescGZIP(), []int{66}
+	return file_banger_v1_banger_proto_rawDescGZIP(), []int{90}
 }
 
 func (x *ExportImageRequest) GetName() string {
@@ -4597,7 +6247,7 @@ type ExportImageResponse struct {
 
 func (x *ExportImageResponse) Reset() {
 	*x = ExportImageResponse{}
-	mi := &file_banger_v1_banger_proto_msgTypes[67]
+	mi := &file_banger_v1_banger_proto_msgTypes[91]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -4609,7 +6259,7 @@ func (x *ExportImageResponse) String() string {
 func (*ExportImageResponse) ProtoMessage() {}
 
 func (x *ExportImageResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_banger_v1_banger_proto_msgTypes[67]
+	mi := &file_banger_v1_banger_proto_msgTypes[91]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -4622,7 +6272,7 @@ func (x *ExportImageResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ExportImageResponse.ProtoReflect.Descriptor instead.
 func (*ExportImageResponse) Descriptor() ([]byte, []int) {
-	return file_banger_v1_banger_proto_rawDescGZIP(), []int{67}
+	return file_banger_v1_banger_proto_rawDescGZIP(), []int{91}
 }
 
 func (x *ExportImageResponse) GetKind() isExportImageResponse_Kind {
@@ -4691,7 +6341,7 @@ type PushImageRequest struct {
 
 func (x *PushImageRequest) Reset() {
 	*x = PushImageRequest{}
-	mi := &file_banger_v1_banger_proto_msgTypes[68]
+	mi := &file_banger_v1_banger_proto_msgTypes[92]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -4703,7 +6353,7 @@ func (x *PushImageRequest) String() string {
 func (*PushImageRequest) ProtoMessage() {}
 
 func (x *PushImageRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_banger_v1_banger_proto_msgTypes[68]
+	mi := &file_banger_v1_banger_proto_msgTypes[92]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -4716,7 +6366,7 @@ func (x *PushImageRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use PushImageRequest.ProtoReflect.Descriptor instead.
 func (*PushImageRequest) Descriptor() ([]byte, []int) {
-	return file_banger_v1_banger_proto_rawDescGZIP(), []int{68}
+	return file_banger_v1_banger_proto_rawDescGZIP(), []int{92}
 }
 
 func (x *PushImageRequest) GetName() string {
@@ -4743,7 +6393,7 @@ type PullImageRequest struct {
 
 func (x *PullImageRequest) Reset() {
 	*x = PullImageRequest{}
-	mi := &file_banger_v1_banger_proto_msgTypes[69]
+	mi := &file_banger_v1_banger_proto_msgTypes[93]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -4755,7 +6405,7 @@ func (x *PullImageRequest) String() string {
 func (*PullImageRequest) ProtoMessage() {}
 
 func (x *PullImageRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_banger_v1_banger_proto_msgTypes[69]
+	mi := &file_banger_v1_banger_proto_msgTypes[93]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -4768,7 +6418,7 @@ func (x *PullImageRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use PullImageRequest.ProtoReflect.Descriptor instead.
 func (*PullImageRequest) Descriptor() ([]byte, []int) {
-	return file_banger_v1_banger_proto_rawDescGZIP(), []int{69}
+	return file_banger_v1_banger_proto_rawDescGZIP(), []int{93}
 }
 
 func (x *PullImageRequest) GetName() string {
@@ -4804,7 +6454,7 @@ type Kernel struct {
 
 func (x *Kernel) Reset() {
 	*x = Kernel{}
-	mi := &file_banger_v1_banger_proto_msgTypes[70]
+	mi := &file_banger_v1_banger_proto_msgTypes[94]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -4816,7 +6466,7 @@ func (x *Kernel) String() string {
 func (*Kernel) ProtoMessage() {}
 
 func (x *Kernel) ProtoReflect() protoreflect.Message {
-	mi := &file_banger_v1_banger_proto_msgTypes[70]
+	mi := &file_banger_v1_banger_proto_msgTypes[94]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -4829,7 +6479,7 @@ func (x *Kernel) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Kernel.ProtoReflect.Descriptor instead.
 func (*Kernel) Descriptor() ([]byte, []int) {
-	return file_banger_v1_banger_proto_rawDescGZIP(), []int{70}
+	return file_banger_v1_banger_proto_rawDescGZIP(), []int{94}
 }
 
 func (x *Kernel) GetName() string {
@@ -4920,7 +6570,7 @@ type KernelFeature struct {
 
 func (x *KernelFeature) Reset() {
 	*x = KernelFeature{}
-	mi := &file_banger_v1_banger_proto_msgTypes[71]
+	mi := &file_banger_v1_banger_proto_msgTypes[95]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -4932,7 +6582,7 @@ func (x *KernelFeature) String() string {
 func (*KernelFeature) ProtoMessage() {}
 
 func (x *KernelFeature) ProtoReflect() protoreflect.Message {
-	mi := &file_banger_v1_banger_proto_msgTypes[71]
+	mi := &file_banger_v1_banger_proto_msgTypes[95]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -4945,7 +6595,7 @@ func (x *KernelFeature) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use KernelFeature.ProtoReflect.Descriptor instead.
 func (*KernelFeature) Descriptor() ([]byte, []int) {
-	return file_banger_v1_banger_proto_rawDescGZIP(), []int{71}
+	return file_banger_v1_banger_proto_rawDescGZIP(), []int{95}
 }
 
 func (x *KernelFeature) GetName() string {
@@ -4974,7 +6624,7 @@ type KernelFitness struct {
 
 func (x *KernelFitness) Reset() {
 	*x = KernelFitness{}
-	mi := &file_banger_v1_banger_proto_msgTypes[72]
+	mi := &file_banger_v1_banger_proto_msgTypes[96]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -4986,7 +6636,7 @@ func (x *KernelFitness) String() string {
 func (*KernelFitness) ProtoMessage() {}
 
 func (x *KernelFitness) ProtoReflect() protoreflect.Message {
-	mi := &file_banger_v1_banger_proto_msgTypes[72]
+	mi := &file_banger_v1_banger_proto_msgTypes[96]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -4999,7 +6649,7 @@ func (x *KernelFitness) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use KernelFitness.ProtoReflect.Descriptor instead.
 func (*KernelFitness) Descriptor() ([]byte, []int) {
-	return file_banger_v1_banger_proto_rawDescGZIP(), []int{72}
+	return file_banger_v1_banger_proto_rawDescGZIP(), []int{96}
 }
 
 func (x *KernelFitness) GetBackend() string {
@@ -5032,7 +6682,7 @@ type ListKernelsRequest struct {
 
 func (x *ListKernelsRequest) Reset() {
 	*x = ListKernelsRequest{}
-	mi := &file_banger_v1_banger_proto_msgTypes[73]
+	mi := &file_banger_v1_banger_proto_msgTypes[97]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -5044,7 +6694,7 @@ func (x *ListKernelsRequest) String() string {
 func (*ListKernelsRequest) ProtoMessage() {}
 
 func (x *ListKernelsRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_banger_v1_banger_proto_msgTypes[73]
+	mi := &file_banger_v1_banger_proto_msgTypes[97]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -5057,7 +6707,7 @@ func (x *ListKernelsRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ListKernelsRequest.ProtoReflect.Descriptor instead.
 func (*ListKernelsRequest) Descriptor() ([]byte, []int) {
-	return file_banger_v1_banger_proto_rawDescGZIP(), []int{73}
+	return file_banger_v1_banger_proto_rawDescGZIP(), []int{97}
 }
 
 func (x *ListKernelsRequest) GetAvailable() bool {
@@ -5076,7 +6726,7 @@ type GetKernelRequest struct {
 
 func (x *GetKernelRequest) Reset() {
 	*x = GetKernelRequest{}
-	mi := &file_banger_v1_banger_proto_msgTypes[74]
+	mi := &file_banger_v1_banger_proto_msgTypes[98]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -5088,7 +6738,7 @@ func (x *GetKernelRequest) String() string {
 func (*GetKernelRequest) ProtoMessage() {}
 
 func (x *GetKernelRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_banger_v1_banger_proto_msgTypes[74]
+	mi := &file_banger_v1_banger_proto_msgTypes[98]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -5101,7 +6751,7 @@ func (x *GetKernelRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use GetKernelRequest.ProtoReflect.Descriptor instead.
 func (*GetKernelRequest) Descriptor() ([]byte, []int) {
-	return file_banger_v1_banger_proto_rawDescGZIP(), []int{74}
+	return file_banger_v1_banger_proto_rawDescGZIP(), []int{98}
 }
 
 func (x *GetKernelRequest) GetName() string {
@@ -5123,7 +6773,7 @@ type GetKernelResponse struct {
 
 func (x *GetKernelResponse) Reset() {
 	*x = GetKernelResponse{}
-	mi := &file_banger_v1_banger_proto_msgTypes[75]
+	mi := &file_banger_v1_banger_proto_msgTypes[99]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -5135,7 +6785,7 @@ func (x *GetKernelResponse) String() string {
 func (*GetKernelResponse) ProtoMessage() {}
 
 func (x *GetKernelResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_banger_v1_banger_proto_msgTypes[75]
+	mi := &file_banger_v1_banger_proto_msgTypes[99]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -5148,7 +6798,7 @@ func (x *GetKernelResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use GetKernelResponse.ProtoReflect.Descriptor instead.
 func (*GetKernelResponse) Descriptor() ([]byte, []int) {
-	return file_banger_v1_banger_proto_rawDescGZIP(), []int{75}
+	return file_banger_v1_banger_proto_rawDescGZIP(), []int{99}
 }
 
 func (x *GetKernelResponse) GetKernel() *Kernel {
@@ -5188,7 +6838,7 @@ type PullKernelRequest struct {
 
 func (x *PullKernelRequest) Reset() {
 	*x = PullKernelRequest{}
-	mi := &file_banger_v1_banger_proto_msgTypes[76]
+	mi := &file_banger_v1_banger_proto_msgTypes[100]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -5200,7 +6850,7 @@ func (x *PullKernelRequest) String() string {
 func (*PullKernelRequest) ProtoMessage() {}
 
 func (x *PullKernelRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_banger_v1_banger_proto_msgTypes[76]
+	mi := &file_banger_v1_banger_proto_msgTypes[100]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -5213,7 +6863,7 @@ func (x *PullKernelRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use PullKernelRequest.ProtoReflect.Descriptor instead.
 func (*PullKernelRequest) Descriptor() ([]byte, []int) {
-	return file_banger_v1_banger_proto_rawDescGZIP(), []int{76}
+	return file_banger_v1_banger_proto_rawDescGZIP(), []int{100}
 }
 
 func (x *PullKernelRequest) GetName() string {
@@ -5233,7 +6883,7 @@ type ImportKernelRequest struct {
 
 func (x *ImportKernelRequest) Reset() {
 	*x = ImportKernelRequest{}
-	mi := &file_banger_v1_banger_proto_msgTypes[77]
+	mi := &file_banger_v1_banger_proto_msgTypes[101]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -5245,7 +6895,7 @@ func (x *ImportKernelRequest) String() string {
 func (*ImportKernelRequest) ProtoMessage() {}
 
 func (x *ImportKernelRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_banger_v1_banger_proto_msgTypes[77]
+	mi := &file_banger_v1_banger_proto_msgTypes[101]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -5258,7 +6908,7 @@ func (x *ImportKernelRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ImportKernelRequest.ProtoReflect.Descriptor instead.
 func (*ImportKernelRequest) Descriptor() ([]byte, []int) {
-	return file_banger_v1_banger_proto_rawDescGZIP(), []int{77}
+	return file_banger_v1_banger_proto_rawDescGZIP(), []int{101}
 }
 
 func (x *ImportKernelRequest) GetName() string {
@@ -5284,7 +6934,7 @@ type DeleteKernelRequest struct {
 
 func (x *DeleteKernelRequest) Reset() {
 	*x = DeleteKernelRequest{}
-	mi := &file_banger_v1_banger_proto_msgTypes[78]
+	mi := &file_banger_v1_banger_proto_msgTypes[102]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -5296,7 +6946,7 @@ func (x *DeleteKernelRequest) String() string {
 func (*DeleteKernelRequest) ProtoMessage() {}
 
 func (x *DeleteKernelRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_banger_v1_banger_proto_msgTypes[78]
+	mi := &file_banger_v1_banger_proto_msgTypes[102]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -5309,7 +6959,7 @@ func (x *DeleteKernelRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use DeleteKernelRequest.ProtoReflect.Descriptor instead.
 func (*DeleteKernelRequest) Descriptor() ([]byte, []int) {
-	return file_banger_v1_banger_proto_rawDescGZIP(), []int{78}
+	return file_banger_v1_banger_proto_rawDescGZIP(), []int{102}
 }
 
 func (x *DeleteKernelRequest) GetName() string {
@@ -5327,7 +6977,7 @@ type DeleteKernelResponse struct {
 
 func (x *DeleteKernelResponse) Reset() {
 	*x = DeleteKernelResponse{}
-	mi := &file_banger_v1_banger_proto_msgTypes[79]
+	mi := &file_banger_v1_banger_proto_msgTypes[103]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -5339,7 +6989,7 @@ func (x *DeleteKernelResponse) String() string {
 func (*DeleteKernelResponse) ProtoMessage() {}
 
 func (x *DeleteKernelResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_banger_v1_banger_proto_msgTypes[79]
+	mi := &file_banger_v1_banger_proto_msgTypes[103]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -5352,7 +7002,7 @@ func (x *DeleteKernelResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use DeleteKernelResponse.ProtoReflect.Descriptor instead.
 func (*DeleteKernelResponse) Descriptor() ([]byte, []int) {
-	return file_banger_v1_banger_proto_rawDescGZIP(), []int{79}
+	return file_banger_v1_banger_proto_rawDescGZIP(), []int{103}
 }
 
 type ListKernelsResponse struct {
@@ -5364,7 +7014,7 @@ type ListKernelsResponse struct {
 
 func (x *ListKernelsResponse) Reset() {
 	*x = ListKernelsResponse{}
-	mi := &file_banger_v1_banger_proto_msgTypes[80]
+	mi := &file_banger_v1_banger_proto_msgTypes[104]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -5376,7 +7026,7 @@ func (x *ListKernelsResponse) String() string {
 func (*ListKernelsResponse) ProtoMessage() {}
 
 func (x *ListKernelsResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_banger_v1_banger_proto_msgTypes[80]
+	mi := &file_banger_v1_banger_proto_msgTypes[104]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -5389,7 +7039,7 @@ func (x *ListKernelsResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ListKernelsResponse.ProtoReflect.Descriptor instead.
 func (*ListKernelsResponse) Descriptor() ([]byte, []int) {
-	return file_banger_v1_banger_proto_rawDescGZIP(), []int{80}
+	return file_banger_v1_banger_proto_rawDescGZIP(), []int{104}
 }
 
 func (x *ListKernelsResponse) GetKernels() []*Kernel {
@@ -5407,7 +7057,7 @@ type StatusRequest struct {
 
 func (x *StatusRequest) Reset() {
 	*x = StatusRequest{}
-	mi := &file_banger_v1_banger_proto_msgTypes[81]
+	mi := &file_banger_v1_banger_proto_msgTypes[105]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -5419,7 +7069,7 @@ func (x *StatusRequest) String() string {
 func (*StatusRequest) ProtoMessage() {}
 
 func (x *StatusRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_banger_v1_banger_proto_msgTypes[81]
+	mi := &file_banger_v1_banger_proto_msgTypes[105]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -5432,7 +7082,7 @@ func (x *StatusRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use StatusRequest.ProtoReflect.Descriptor instead.
 func (*StatusRequest) Descriptor() ([]byte, []int) {
-	return file_banger_v1_banger_proto_rawDescGZIP(), []int{81}
+	return file_banger_v1_banger_proto_rawDescGZIP(), []int{105}
 }
 
 type StatusResponse struct {
@@ -5452,7 +7102,7 @@ type StatusResponse struct {
 
 func (x *StatusResponse) Reset() {
 	*x = StatusResponse{}
-	mi := &file_banger_v1_banger_proto_msgTypes[82]
+	mi := &file_banger_v1_banger_proto_msgTypes[106]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -5464,7 +7114,7 @@ func (x *StatusResponse) String() string {
 func (*StatusResponse) ProtoMessage() {}
 
 func (x *StatusResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_banger_v1_banger_proto_msgTypes[82]
+	mi := &file_banger_v1_banger_proto_msgTypes[106]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -5477,7 +7127,7 @@ func (x *StatusResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use StatusResponse.ProtoReflect.Descriptor instead.
 func (*StatusResponse) Descriptor() ([]byte, []int) {
-	return file_banger_v1_banger_proto_rawDescGZIP(), []int{82}
+	return file_banger_v1_banger_proto_rawDescGZIP(), []int{106}
 }
 
 func (x *StatusResponse) GetVersion() string {
@@ -5552,7 +7202,7 @@ type DoctorRequest struct {
 
 func (x *DoctorRequest) Reset() {
 	*x = DoctorRequest{}
-	mi := &file_banger_v1_banger_proto_msgTypes[83]
+	mi := &file_banger_v1_banger_proto_msgTypes[107]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -5564,7 +7214,7 @@ func (x *DoctorRequest) String() string {
 func (*DoctorRequest) ProtoMessage() {}
 
 func (x *DoctorRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_banger_v1_banger_proto_msgTypes[83]
+	mi := &file_banger_v1_banger_proto_msgTypes[107]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -5577,7 +7227,7 @@ func (x *DoctorRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use DoctorRequest.ProtoReflect.Descriptor instead.
 func (*DoctorRequest) Descriptor() ([]byte, []int) {
-	return file_banger_v1_banger_proto_rawDescGZIP(), []int{83}
+	return file_banger_v1_banger_proto_rawDescGZIP(), []int{107}
 }
 
 func (x *DoctorRequest) GetFix() bool {
@@ -5599,7 +7249,7 @@ type DoctorResponse struct {
 
 func (x *DoctorResponse) Reset() {
 	*x = DoctorResponse{}
-	mi := &file_banger_v1_banger_proto_msgTypes[84]
+	mi := &file_banger_v1_banger_proto_msgTypes[108]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -5611,7 +7261,7 @@ func (x *DoctorResponse) String() string {
 func (*DoctorResponse) ProtoMessage() {}
 
 func (x *DoctorResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_banger_v1_banger_proto_msgTypes[84]
+	mi := &file_banger_v1_banger_proto_msgTypes[108]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -5624,7 +7274,7 @@ func (x *DoctorResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use DoctorResponse.ProtoReflect.Descriptor instead.
 func (*DoctorResponse) Descriptor() ([]byte, []int) {
-	return file_banger_v1_banger_proto_rawDescGZIP(), []int{84}
+	return file_banger_v1_banger_proto_rawDescGZIP(), []int{108}
 }
 
 func (x *DoctorResponse) GetChecks() []*Check {
@@ -5672,7 +7322,7 @@ type Leftover struct {
 
 func (x *Leftover) Reset() {
 	*x = Leftover{}
-	mi := &file_banger_v1_banger_proto_msgTypes[85]
+	mi := &file_banger_v1_banger_proto_msgTypes[109]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -5684,7 +7334,7 @@ func (x *Leftover) String() string {
 func (*Leftover) ProtoMessage() {}
 
 func (x *Leftover) ProtoReflect() protoreflect.Message {
-	mi := &file_banger_v1_banger_proto_msgTypes[85]
+	mi := &file_banger_v1_banger_proto_msgTypes[109]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -5697,7 +7347,7 @@ func (x *Leftover) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Leftover.ProtoReflect.Descriptor instead.
 func (*Leftover) Descriptor() ([]byte, []int) {
-	return file_banger_v1_banger_proto_rawDescGZIP(), []int{85}
+	return file_banger_v1_banger_proto_rawDescGZIP(), []int{109}
 }
 
 func (x *Leftover) GetKind() string {
@@ -5769,7 +7419,7 @@ type Check struct {
 
 func (x *Check) Reset() {
 	*x = Check{}
-	mi := &file_banger_v1_banger_proto_msgTypes[86]
+	mi := &file_banger_v1_banger_proto_msgTypes[110]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -5781,7 +7431,7 @@ func (x *Check) String() string {
 func (*Check) ProtoMessage() {}
 
 func (x *Check) ProtoReflect() protoreflect.Message {
-	mi := &file_banger_v1_banger_proto_msgTypes[86]
+	mi := &file_banger_v1_banger_proto_msgTypes[110]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -5794,7 +7444,7 @@ func (x *Check) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Check.ProtoReflect.Descriptor instead.
 func (*Check) Descriptor() ([]byte, []int) {
-	return file_banger_v1_banger_proto_rawDescGZIP(), []int{86}
+	return file_banger_v1_banger_proto_rawDescGZIP(), []int{110}
 }
 
 func (x *Check) GetName() string {
@@ -5833,7 +7483,7 @@ type ShutdownRequest struct {
 
 func (x *ShutdownRequest) Reset() {
 	*x = ShutdownRequest{}
-	mi := &file_banger_v1_banger_proto_msgTypes[87]
+	mi := &file_banger_v1_banger_proto_msgTypes[111]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -5845,7 +7495,7 @@ func (x *ShutdownRequest) String() string {
 func (*ShutdownRequest) ProtoMessage() {}
 
 func (x *ShutdownRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_banger_v1_banger_proto_msgTypes[87]
+	mi := &file_banger_v1_banger_proto_msgTypes[111]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -5858,7 +7508,7 @@ func (x *ShutdownRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ShutdownRequest.ProtoReflect.Descriptor instead.
 func (*ShutdownRequest) Descriptor() ([]byte, []int) {
-	return file_banger_v1_banger_proto_rawDescGZIP(), []int{87}
+	return file_banger_v1_banger_proto_rawDescGZIP(), []int{111}
 }
 
 type ShutdownResponse struct {
@@ -5869,7 +7519,7 @@ type ShutdownResponse struct {
 
 func (x *ShutdownResponse) Reset() {
 	*x = ShutdownResponse{}
-	mi := &file_banger_v1_banger_proto_msgTypes[88]
+	mi := &file_banger_v1_banger_proto_msgTypes[112]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -5881,7 +7531,7 @@ func (x *ShutdownResponse) String() string {
 func (*ShutdownResponse) ProtoMessage() {}
 
 func (x *ShutdownResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_banger_v1_banger_proto_msgTypes[88]
+	mi := &file_banger_v1_banger_proto_msgTypes[112]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -5894,7 +7544,882 @@ func (x *ShutdownResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ShutdownResponse.ProtoReflect.Descriptor instead.
 func (*ShutdownResponse) Descriptor() ([]byte, []int) {
-	return file_banger_v1_banger_proto_rawDescGZIP(), []int{88}
+	return file_banger_v1_banger_proto_rawDescGZIP(), []int{112}
+}
+
+// WorkspaceSource says what of the host goes into a VM.
+type WorkspaceSource struct {
+	state            protoimpl.MessageState `protogen:"open.v1"`
+	Path             string                 `protobuf:"bytes,1,opt,name=path,proto3" json:"path,omitempty"`                                                  // absolute; the daemon reads it with its user's rights
+	Full             bool                   `protobuf:"varint,2,opt,name=full,proto3" json:"full,omitempty"`                                                 // the whole history, not the newest commit alone
+	IncludeUntracked bool                   `protobuf:"varint,3,opt,name=include_untracked,json=includeUntracked,proto3" json:"include_untracked,omitempty"` // files that git does not track, too; ignored ones never
+	Branch           string                 `protobuf:"bytes,4,opt,name=branch,proto3" json:"branch,omitempty"`                                              // a new branch to be on in the VM; empty: the one that the host is on
+	From             string                 `protobuf:"bytes,5,opt,name=from,proto3" json:"from,omitempty"`                                                  // with branch: where it begins; its files go, not those of the working tree
+	Copy             bool                   `protobuf:"varint,6,opt,name=copy,proto3" json:"copy,omitempty"`                                                 // the directory as it is, whether it is in a git repository or not
+	unknownFields    protoimpl.UnknownFields
+	sizeCache        protoimpl.SizeCache
+}
+
+func (x *WorkspaceSource) Reset() {
+	*x = WorkspaceSource{}
+	mi := &file_banger_v1_banger_proto_msgTypes[113]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *WorkspaceSource) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*WorkspaceSource) ProtoMessage() {}
+
+func (x *WorkspaceSource) ProtoReflect() protoreflect.Message {
+	mi := &file_banger_v1_banger_proto_msgTypes[113]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use WorkspaceSource.ProtoReflect.Descriptor instead.
+func (*WorkspaceSource) Descriptor() ([]byte, []int) {
+	return file_banger_v1_banger_proto_rawDescGZIP(), []int{113}
+}
+
+func (x *WorkspaceSource) GetPath() string {
+	if x != nil {
+		return x.Path
+	}
+	return ""
+}
+
+func (x *WorkspaceSource) GetFull() bool {
+	if x != nil {
+		return x.Full
+	}
+	return false
+}
+
+func (x *WorkspaceSource) GetIncludeUntracked() bool {
+	if x != nil {
+		return x.IncludeUntracked
+	}
+	return false
+}
+
+func (x *WorkspaceSource) GetBranch() string {
+	if x != nil {
+		return x.Branch
+	}
+	return ""
+}
+
+func (x *WorkspaceSource) GetFrom() string {
+	if x != nil {
+		return x.From
+	}
+	return ""
+}
+
+func (x *WorkspaceSource) GetCopy() bool {
+	if x != nil {
+		return x.Copy
+	}
+	return false
+}
+
+// Workspace is what was put into a VM.
+type Workspace struct {
+	state         protoimpl.MessageState `protogen:"open.v1"`
+	VmId          string                 `protobuf:"bytes,1,opt,name=vm_id,json=vmId,proto3" json:"vm_id,omitempty"`
+	GuestDir      string                 `protobuf:"bytes,2,opt,name=guest_dir,json=guestDir,proto3" json:"guest_dir,omitempty"` // where it is in the guest
+	HostPath      string                 `protobuf:"bytes,3,opt,name=host_path,json=hostPath,proto3" json:"host_path,omitempty"` // the top of the working tree, or the directory that was copied
+	Copied        bool                   `protobuf:"varint,4,opt,name=copied,proto3" json:"copied,omitempty"`                    // a plain directory; what follows is then empty
+	Head          string                 `protobuf:"bytes,5,opt,name=head,proto3" json:"head,omitempty"`                         // the commit; empty: there was none yet
+	Branch        string                 `protobuf:"bytes,6,opt,name=branch,proto3" json:"branch,omitempty"`                     // empty: the head was detached
+	Tree          string                 `protobuf:"bytes,7,opt,name=tree,proto3" json:"tree,omitempty"`                         // id of the git tree of all files as they were put there
+	PreparedAt    *timestamppb.Timestamp `protobuf:"bytes,8,opt,name=prepared_at,json=preparedAt,proto3" json:"prepared_at,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *Workspace) Reset() {
+	*x = Workspace{}
+	mi := &file_banger_v1_banger_proto_msgTypes[114]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *Workspace) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*Workspace) ProtoMessage() {}
+
+func (x *Workspace) ProtoReflect() protoreflect.Message {
+	mi := &file_banger_v1_banger_proto_msgTypes[114]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use Workspace.ProtoReflect.Descriptor instead.
+func (*Workspace) Descriptor() ([]byte, []int) {
+	return file_banger_v1_banger_proto_rawDescGZIP(), []int{114}
+}
+
+func (x *Workspace) GetVmId() string {
+	if x != nil {
+		return x.VmId
+	}
+	return ""
+}
+
+func (x *Workspace) GetGuestDir() string {
+	if x != nil {
+		return x.GuestDir
+	}
+	return ""
+}
+
+func (x *Workspace) GetHostPath() string {
+	if x != nil {
+		return x.HostPath
+	}
+	return ""
+}
+
+func (x *Workspace) GetCopied() bool {
+	if x != nil {
+		return x.Copied
+	}
+	return false
+}
+
+func (x *Workspace) GetHead() string {
+	if x != nil {
+		return x.Head
+	}
+	return ""
+}
+
+func (x *Workspace) GetBranch() string {
+	if x != nil {
+		return x.Branch
+	}
+	return ""
+}
+
+func (x *Workspace) GetTree() string {
+	if x != nil {
+		return x.Tree
+	}
+	return ""
+}
+
+func (x *Workspace) GetPreparedAt() *timestamppb.Timestamp {
+	if x != nil {
+		return x.PreparedAt
+	}
+	return nil
+}
+
+type PrepareWorkspaceRequest struct {
+	state         protoimpl.MessageState `protogen:"open.v1"`
+	Vm            string                 `protobuf:"bytes,1,opt,name=vm,proto3" json:"vm,omitempty"`
+	Source        *WorkspaceSource       `protobuf:"bytes,2,opt,name=source,proto3" json:"source,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *PrepareWorkspaceRequest) Reset() {
+	*x = PrepareWorkspaceRequest{}
+	mi := &file_banger_v1_banger_proto_msgTypes[115]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *PrepareWorkspaceRequest) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*PrepareWorkspaceRequest) ProtoMessage() {}
+
+func (x *PrepareWorkspaceRequest) ProtoReflect() protoreflect.Message {
+	mi := &file_banger_v1_banger_proto_msgTypes[115]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use PrepareWorkspaceRequest.ProtoReflect.Descriptor instead.
+func (*PrepareWorkspaceRequest) Descriptor() ([]byte, []int) {
+	return file_banger_v1_banger_proto_rawDescGZIP(), []int{115}
+}
+
+func (x *PrepareWorkspaceRequest) GetVm() string {
+	if x != nil {
+		return x.Vm
+	}
+	return ""
+}
+
+func (x *PrepareWorkspaceRequest) GetSource() *WorkspaceSource {
+	if x != nil {
+		return x.Source
+	}
+	return nil
+}
+
+type PlanWorkspaceRequest struct {
+	state         protoimpl.MessageState `protogen:"open.v1"`
+	Source        *WorkspaceSource       `protobuf:"bytes,1,opt,name=source,proto3" json:"source,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *PlanWorkspaceRequest) Reset() {
+	*x = PlanWorkspaceRequest{}
+	mi := &file_banger_v1_banger_proto_msgTypes[116]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *PlanWorkspaceRequest) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*PlanWorkspaceRequest) ProtoMessage() {}
+
+func (x *PlanWorkspaceRequest) ProtoReflect() protoreflect.Message {
+	mi := &file_banger_v1_banger_proto_msgTypes[116]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use PlanWorkspaceRequest.ProtoReflect.Descriptor instead.
+func (*PlanWorkspaceRequest) Descriptor() ([]byte, []int) {
+	return file_banger_v1_banger_proto_rawDescGZIP(), []int{116}
+}
+
+func (x *PlanWorkspaceRequest) GetSource() *WorkspaceSource {
+	if x != nil {
+		return x.Source
+	}
+	return nil
+}
+
+type PlanWorkspaceResponse struct {
+	state         protoimpl.MessageState `protogen:"open.v1"`
+	GuestDir      string                 `protobuf:"bytes,1,opt,name=guest_dir,json=guestDir,proto3" json:"guest_dir,omitempty"` // in the first message
+	Head          string                 `protobuf:"bytes,2,opt,name=head,proto3" json:"head,omitempty"`                         // in the first message
+	Branch        string                 `protobuf:"bytes,3,opt,name=branch,proto3" json:"branch,omitempty"`                     // in the first message
+	Notices       []string               `protobuf:"bytes,4,rep,name=notices,proto3" json:"notices,omitempty"`                   // in the first message: what stays behind, and the like
+	Files         []*WorkspaceFile       `protobuf:"bytes,5,rep,name=files,proto3" json:"files,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *PlanWorkspaceResponse) Reset() {
+	*x = PlanWorkspaceResponse{}
+	mi := &file_banger_v1_banger_proto_msgTypes[117]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *PlanWorkspaceResponse) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*PlanWorkspaceResponse) ProtoMessage() {}
+
+func (x *PlanWorkspaceResponse) ProtoReflect() protoreflect.Message {
+	mi := &file_banger_v1_banger_proto_msgTypes[117]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use PlanWorkspaceResponse.ProtoReflect.Descriptor instead.
+func (*PlanWorkspaceResponse) Descriptor() ([]byte, []int) {
+	return file_banger_v1_banger_proto_rawDescGZIP(), []int{117}
+}
+
+func (x *PlanWorkspaceResponse) GetGuestDir() string {
+	if x != nil {
+		return x.GuestDir
+	}
+	return ""
+}
+
+func (x *PlanWorkspaceResponse) GetHead() string {
+	if x != nil {
+		return x.Head
+	}
+	return ""
+}
+
+func (x *PlanWorkspaceResponse) GetBranch() string {
+	if x != nil {
+		return x.Branch
+	}
+	return ""
+}
+
+func (x *PlanWorkspaceResponse) GetNotices() []string {
+	if x != nil {
+		return x.Notices
+	}
+	return nil
+}
+
+func (x *PlanWorkspaceResponse) GetFiles() []*WorkspaceFile {
+	if x != nil {
+		return x.Files
+	}
+	return nil
+}
+
+// WorkspaceFile is a file or symbolic link.
+type WorkspaceFile struct {
+	state         protoimpl.MessageState `protogen:"open.v1"`
+	Path          []byte                 `protobuf:"bytes,1,opt,name=path,proto3" json:"path,omitempty"`  // within the workspace; any bytes but NUL
+	Size          int64                  `protobuf:"varint,2,opt,name=size,proto3" json:"size,omitempty"` // bytes
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *WorkspaceFile) Reset() {
+	*x = WorkspaceFile{}
+	mi := &file_banger_v1_banger_proto_msgTypes[118]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *WorkspaceFile) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*WorkspaceFile) ProtoMessage() {}
+
+func (x *WorkspaceFile) ProtoReflect() protoreflect.Message {
+	mi := &file_banger_v1_banger_proto_msgTypes[118]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use WorkspaceFile.ProtoReflect.Descriptor instead.
+func (*WorkspaceFile) Descriptor() ([]byte, []int) {
+	return file_banger_v1_banger_proto_rawDescGZIP(), []int{118}
+}
+
+func (x *WorkspaceFile) GetPath() []byte {
+	if x != nil {
+		return x.Path
+	}
+	return nil
+}
+
+func (x *WorkspaceFile) GetSize() int64 {
+	if x != nil {
+		return x.Size
+	}
+	return 0
+}
+
+type DiffWorkspaceRequest struct {
+	state         protoimpl.MessageState `protogen:"open.v1"`
+	Vm            string                 `protobuf:"bytes,1,opt,name=vm,proto3" json:"vm,omitempty"`
+	Stat          bool                   `protobuf:"varint,2,opt,name=stat,proto3" json:"stat,omitempty"` // a summary, not a patch
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *DiffWorkspaceRequest) Reset() {
+	*x = DiffWorkspaceRequest{}
+	mi := &file_banger_v1_banger_proto_msgTypes[119]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *DiffWorkspaceRequest) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*DiffWorkspaceRequest) ProtoMessage() {}
+
+func (x *DiffWorkspaceRequest) ProtoReflect() protoreflect.Message {
+	mi := &file_banger_v1_banger_proto_msgTypes[119]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use DiffWorkspaceRequest.ProtoReflect.Descriptor instead.
+func (*DiffWorkspaceRequest) Descriptor() ([]byte, []int) {
+	return file_banger_v1_banger_proto_rawDescGZIP(), []int{119}
+}
+
+func (x *DiffWorkspaceRequest) GetVm() string {
+	if x != nil {
+		return x.Vm
+	}
+	return ""
+}
+
+func (x *DiffWorkspaceRequest) GetStat() bool {
+	if x != nil {
+		return x.Stat
+	}
+	return false
+}
+
+type DiffWorkspaceResponse struct {
+	state protoimpl.MessageState `protogen:"open.v1"`
+	// Types that are valid to be assigned to Kind:
+	//
+	//	*DiffWorkspaceResponse_Progress
+	//	*DiffWorkspaceResponse_Data
+	//	*DiffWorkspaceResponse_Changed
+	Kind          isDiffWorkspaceResponse_Kind `protobuf_oneof:"kind"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *DiffWorkspaceResponse) Reset() {
+	*x = DiffWorkspaceResponse{}
+	mi := &file_banger_v1_banger_proto_msgTypes[120]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *DiffWorkspaceResponse) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*DiffWorkspaceResponse) ProtoMessage() {}
+
+func (x *DiffWorkspaceResponse) ProtoReflect() protoreflect.Message {
+	mi := &file_banger_v1_banger_proto_msgTypes[120]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use DiffWorkspaceResponse.ProtoReflect.Descriptor instead.
+func (*DiffWorkspaceResponse) Descriptor() ([]byte, []int) {
+	return file_banger_v1_banger_proto_rawDescGZIP(), []int{120}
+}
+
+func (x *DiffWorkspaceResponse) GetKind() isDiffWorkspaceResponse_Kind {
+	if x != nil {
+		return x.Kind
+	}
+	return nil
+}
+
+func (x *DiffWorkspaceResponse) GetProgress() *Progress {
+	if x != nil {
+		if x, ok := x.Kind.(*DiffWorkspaceResponse_Progress); ok {
+			return x.Progress
+		}
+	}
+	return nil
+}
+
+func (x *DiffWorkspaceResponse) GetData() []byte {
+	if x != nil {
+		if x, ok := x.Kind.(*DiffWorkspaceResponse_Data); ok {
+			return x.Data
+		}
+	}
+	return nil
+}
+
+func (x *DiffWorkspaceResponse) GetChanged() bool {
+	if x != nil {
+		if x, ok := x.Kind.(*DiffWorkspaceResponse_Changed); ok {
+			return x.Changed
+		}
+	}
+	return false
+}
+
+type isDiffWorkspaceResponse_Kind interface {
+	isDiffWorkspaceResponse_Kind()
+}
+
+type DiffWorkspaceResponse_Progress struct {
+	Progress *Progress `protobuf:"bytes,1,opt,name=progress,proto3,oneof"`
+}
+
+type DiffWorkspaceResponse_Data struct {
+	Data []byte `protobuf:"bytes,2,opt,name=data,proto3,oneof"`
+}
+
+type DiffWorkspaceResponse_Changed struct {
+	Changed bool `protobuf:"varint,3,opt,name=changed,proto3,oneof"` // last: whether anything has changed
+}
+
+func (*DiffWorkspaceResponse_Progress) isDiffWorkspaceResponse_Kind() {}
+
+func (*DiffWorkspaceResponse_Data) isDiffWorkspaceResponse_Kind() {}
+
+func (*DiffWorkspaceResponse_Changed) isDiffWorkspaceResponse_Kind() {}
+
+type ExportWorkspaceRequest struct {
+	state         protoimpl.MessageState `protogen:"open.v1"`
+	Vm            string                 `protobuf:"bytes,1,opt,name=vm,proto3" json:"vm,omitempty"`
+	Branch        string                 `protobuf:"bytes,2,opt,name=branch,proto3" json:"branch,omitempty"` // without refs/heads/
+	Force         bool                   `protobuf:"varint,3,opt,name=force,proto3" json:"force,omitempty"`  // move the branch if it is there already
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *ExportWorkspaceRequest) Reset() {
+	*x = ExportWorkspaceRequest{}
+	mi := &file_banger_v1_banger_proto_msgTypes[121]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *ExportWorkspaceRequest) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*ExportWorkspaceRequest) ProtoMessage() {}
+
+func (x *ExportWorkspaceRequest) ProtoReflect() protoreflect.Message {
+	mi := &file_banger_v1_banger_proto_msgTypes[121]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use ExportWorkspaceRequest.ProtoReflect.Descriptor instead.
+func (*ExportWorkspaceRequest) Descriptor() ([]byte, []int) {
+	return file_banger_v1_banger_proto_rawDescGZIP(), []int{121}
+}
+
+func (x *ExportWorkspaceRequest) GetVm() string {
+	if x != nil {
+		return x.Vm
+	}
+	return ""
+}
+
+func (x *ExportWorkspaceRequest) GetBranch() string {
+	if x != nil {
+		return x.Branch
+	}
+	return ""
+}
+
+func (x *ExportWorkspaceRequest) GetForce() bool {
+	if x != nil {
+		return x.Force
+	}
+	return false
+}
+
+// WorkspaceBranch is a branch in the host's repository.
+type WorkspaceBranch struct {
+	state         protoimpl.MessageState `protogen:"open.v1"`
+	Ref           string                 `protobuf:"bytes,1,opt,name=ref,proto3" json:"ref,omitempty"` // refs/heads/...
+	Commit        string                 `protobuf:"bytes,2,opt,name=commit,proto3" json:"commit,omitempty"`
+	Commits       int32                  `protobuf:"varint,3,opt,name=commits,proto3" json:"commits,omitempty"` // that it has more than what was put into the VM
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *WorkspaceBranch) Reset() {
+	*x = WorkspaceBranch{}
+	mi := &file_banger_v1_banger_proto_msgTypes[122]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *WorkspaceBranch) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*WorkspaceBranch) ProtoMessage() {}
+
+func (x *WorkspaceBranch) ProtoReflect() protoreflect.Message {
+	mi := &file_banger_v1_banger_proto_msgTypes[122]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use WorkspaceBranch.ProtoReflect.Descriptor instead.
+func (*WorkspaceBranch) Descriptor() ([]byte, []int) {
+	return file_banger_v1_banger_proto_rawDescGZIP(), []int{122}
+}
+
+func (x *WorkspaceBranch) GetRef() string {
+	if x != nil {
+		return x.Ref
+	}
+	return ""
+}
+
+func (x *WorkspaceBranch) GetCommit() string {
+	if x != nil {
+		return x.Commit
+	}
+	return ""
+}
+
+func (x *WorkspaceBranch) GetCommits() int32 {
+	if x != nil {
+		return x.Commits
+	}
+	return 0
+}
+
+type ApplyWorkspaceRequest struct {
+	state         protoimpl.MessageState `protogen:"open.v1"`
+	Vm            string                 `protobuf:"bytes,1,opt,name=vm,proto3" json:"vm,omitempty"`
+	DryRun        bool                   `protobuf:"varint,2,opt,name=dry_run,json=dryRun,proto3" json:"dry_run,omitempty"` // only say what would be done
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *ApplyWorkspaceRequest) Reset() {
+	*x = ApplyWorkspaceRequest{}
+	mi := &file_banger_v1_banger_proto_msgTypes[123]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *ApplyWorkspaceRequest) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*ApplyWorkspaceRequest) ProtoMessage() {}
+
+func (x *ApplyWorkspaceRequest) ProtoReflect() protoreflect.Message {
+	mi := &file_banger_v1_banger_proto_msgTypes[123]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use ApplyWorkspaceRequest.ProtoReflect.Descriptor instead.
+func (*ApplyWorkspaceRequest) Descriptor() ([]byte, []int) {
+	return file_banger_v1_banger_proto_rawDescGZIP(), []int{123}
+}
+
+func (x *ApplyWorkspaceRequest) GetVm() string {
+	if x != nil {
+		return x.Vm
+	}
+	return ""
+}
+
+func (x *ApplyWorkspaceRequest) GetDryRun() bool {
+	if x != nil {
+		return x.DryRun
+	}
+	return false
+}
+
+// WorkspaceMerge is what a merge did to the host's working tree, or would do. Paths are any bytes but NUL.
+type WorkspaceMerge struct {
+	state         protoimpl.MessageState `protogen:"open.v1"`
+	Changed       [][]byte               `protobuf:"bytes,1,rep,name=changed,proto3" json:"changed,omitempty"`
+	Conflicts     [][]byte               `protobuf:"bytes,2,rep,name=conflicts,proto3" json:"conflicts,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *WorkspaceMerge) Reset() {
+	*x = WorkspaceMerge{}
+	mi := &file_banger_v1_banger_proto_msgTypes[124]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *WorkspaceMerge) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*WorkspaceMerge) ProtoMessage() {}
+
+func (x *WorkspaceMerge) ProtoReflect() protoreflect.Message {
+	mi := &file_banger_v1_banger_proto_msgTypes[124]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use WorkspaceMerge.ProtoReflect.Descriptor instead.
+func (*WorkspaceMerge) Descriptor() ([]byte, []int) {
+	return file_banger_v1_banger_proto_rawDescGZIP(), []int{124}
+}
+
+func (x *WorkspaceMerge) GetChanged() [][]byte {
+	if x != nil {
+		return x.Changed
+	}
+	return nil
+}
+
+func (x *WorkspaceMerge) GetConflicts() [][]byte {
+	if x != nil {
+		return x.Conflicts
+	}
+	return nil
+}
+
+type GetWorkspaceRequest struct {
+	state         protoimpl.MessageState `protogen:"open.v1"`
+	Vm            string                 `protobuf:"bytes,1,opt,name=vm,proto3" json:"vm,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *GetWorkspaceRequest) Reset() {
+	*x = GetWorkspaceRequest{}
+	mi := &file_banger_v1_banger_proto_msgTypes[125]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *GetWorkspaceRequest) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*GetWorkspaceRequest) ProtoMessage() {}
+
+func (x *GetWorkspaceRequest) ProtoReflect() protoreflect.Message {
+	mi := &file_banger_v1_banger_proto_msgTypes[125]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use GetWorkspaceRequest.ProtoReflect.Descriptor instead.
+func (*GetWorkspaceRequest) Descriptor() ([]byte, []int) {
+	return file_banger_v1_banger_proto_rawDescGZIP(), []int{125}
+}
+
+func (x *GetWorkspaceRequest) GetVm() string {
+	if x != nil {
+		return x.Vm
+	}
+	return ""
+}
+
+type GetWorkspaceResponse struct {
+	state         protoimpl.MessageState `protogen:"open.v1"`
+	Workspace     *Workspace             `protobuf:"bytes,1,opt,name=workspace,proto3" json:"workspace,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *GetWorkspaceResponse) Reset() {
+	*x = GetWorkspaceResponse{}
+	mi := &file_banger_v1_banger_proto_msgTypes[126]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *GetWorkspaceResponse) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*GetWorkspaceResponse) ProtoMessage() {}
+
+func (x *GetWorkspaceResponse) ProtoReflect() protoreflect.Message {
+	mi := &file_banger_v1_banger_proto_msgTypes[126]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use GetWorkspaceResponse.ProtoReflect.Descriptor instead.
+func (*GetWorkspaceResponse) Descriptor() ([]byte, []int) {
+	return file_banger_v1_banger_proto_rawDescGZIP(), []int{126}
+}
+
+func (x *GetWorkspaceResponse) GetWorkspace() *Workspace {
+	if x != nil {
+		return x.Workspace
+	}
+	return nil
 }
 
 var File_banger_v1_banger_proto protoreflect.FileDescriptor
@@ -5916,14 +8441,21 @@ const file_banger_v1_banger_proto_rawDesc = "" +
 	"\x05ended\x18\x06 \x01(\bR\x05ended\x123\n" +
 	"\aelapsed\x18\a \x01(\v2\x19.google.protobuf.DurationR\aelapsed\x12\x14\n" +
 	"\x05error\x18\b \x01(\tR\x05error\x12\x18\n" +
-	"\awarning\x18\t \x01(\tR\awarning\"\xdd\x01\n" +
+	"\awarning\x18\t \x01(\tR\awarning\"\x91\x04\n" +
 	"\x05Event\x12!\n" +
 	"\foperation_id\x18\x01 \x01(\tR\voperationId\x121\n" +
 	"\bprogress\x18\x02 \x01(\v2\x13.banger.v1.ProgressH\x00R\bprogress\x12\x1f\n" +
 	"\x02vm\x18\x03 \x01(\v2\r.banger.v1.VMH\x00R\x02vm\x12(\n" +
 	"\x05image\x18\x04 \x01(\v2\x10.banger.v1.ImageH\x00R\x05image\x12+\n" +
-	"\x06kernel\x18\x05 \x01(\v2\x11.banger.v1.KernelH\x00R\x06kernelB\x06\n" +
-	"\x04kind\"\xf9\x05\n" +
+	"\x06kernel\x18\x05 \x01(\v2\x11.banger.v1.KernelH\x00R\x06kernel\x121\n" +
+	"\bsnapshot\x18\t \x01(\v2\x13.banger.v1.SnapshotH\x00R\bsnapshot\x121\n" +
+	"\btemplate\x18\n" +
+	" \x01(\v2\x13.banger.v1.TemplateH\x00R\btemplate\x12-\n" +
+	"\x05forks\x18\v \x01(\v2\x15.banger.v1.ForkResultH\x00R\x05forks\x124\n" +
+	"\tworkspace\x18\x06 \x01(\v2\x14.banger.v1.WorkspaceH\x00R\tworkspace\x124\n" +
+	"\x06branch\x18\a \x01(\v2\x1a.banger.v1.WorkspaceBranchH\x00R\x06branch\x121\n" +
+	"\x05merge\x18\b \x01(\v2\x19.banger.v1.WorkspaceMergeH\x00R\x05mergeB\x06\n" +
+	"\x04kind\"\xb1\x06\n" +
 	"\x02VM\x12\x0e\n" +
 	"\x02id\x18\x01 \x01(\tR\x02id\x12\x12\n" +
 	"\x04name\x18\x02 \x01(\tR\x04name\x12\x14\n" +
@@ -5950,14 +8482,20 @@ const file_banger_v1_banger_proto_rawDesc = "" +
 	"\x0edisk_allocated\x18\x13 \x01(\x03R\rdiskAllocated\x12#\n" +
 	"\rdisk_apparent\x18\x14 \x01(\x03R\fdiskApparent\x12&\n" +
 	"\x04main\x18\x15 \x01(\v2\x12.banger.v1.ProcessR\x04main\x12#\n" +
-	"\rexposed_ports\x18\x16 \x03(\tR\fexposedPorts\"C\n" +
+	"\rexposed_ports\x18\x16 \x03(\tR\fexposedPorts\x126\n" +
+	"\tpublished\x18\x17 \x03(\v2\x18.banger.v1.PublishedPortR\tpublished\"m\n" +
+	"\rPublishedPort\x12\x1a\n" +
+	"\bprotocol\x18\x01 \x01(\tR\bprotocol\x12!\n" +
+	"\fhost_address\x18\x02 \x01(\tR\vhostAddress\x12\x1d\n" +
+	"\n" +
+	"guest_port\x18\x03 \x01(\rR\tguestPort\"C\n" +
 	"\aProcess\x12\x12\n" +
 	"\x04args\x18\x01 \x03(\tR\x04args\x12\x10\n" +
 	"\x03dir\x18\x02 \x01(\tR\x03dir\x12\x12\n" +
 	"\x04user\x18\x03 \x01(\tR\x04user\"P\n" +
 	"\x05Stage\x12\x12\n" +
 	"\x04name\x18\x01 \x01(\tR\x04name\x123\n" +
-	"\aelapsed\x18\x02 \x01(\v2\x19.google.protobuf.DurationR\aelapsed\"\xba\x04\n" +
+	"\aelapsed\x18\x02 \x01(\v2\x19.google.protobuf.DurationR\aelapsed\"\xd4\x04\n" +
 	"\x04Spec\x12\x14\n" +
 	"\x05image\x18\x01 \x01(\tR\x05image\x12\x16\n" +
 	"\x06kernel\x18\x02 \x01(\tR\x06kernel\x12\x14\n" +
@@ -5974,18 +8512,86 @@ const file_banger_v1_banger_proto_rawDesc = "" +
 	"\fidle_timeout\x18\f \x01(\v2\x19.google.protobuf.DurationR\vidleTimeout\x12\x1d\n" +
 	"\n" +
 	"cpu_weight\x18\r \x01(\x05R\tcpuWeight\x12\x1b\n" +
-	"\tio_weight\x18\x0e \x01(\x05R\bioWeight\x1a6\n" +
+	"\tio_weight\x18\x0e \x01(\x05R\bioWeight\x12\x18\n" +
+	"\apublish\x18\x0f \x03(\tR\apublish\x1a6\n" +
 	"\bEnvEntry\x12\x10\n" +
 	"\x03key\x18\x01 \x01(\tR\x03key\x12\x14\n" +
 	"\x05value\x18\x02 \x01(\tR\x05value:\x028\x01\x1a9\n" +
 	"\vLabelsEntry\x12\x10\n" +
 	"\x03key\x18\x01 \x01(\tR\x03key\x12\x14\n" +
-	"\x05value\x18\x02 \x01(\tR\x05value:\x028\x01\"\x86\x01\n" +
+	"\x05value\x18\x02 \x01(\tR\x05value:\x028\x01\"\xe1\x01\n" +
 	"\rCreateRequest\x12\x12\n" +
 	"\x04name\x18\x01 \x01(\tR\x04name\x12#\n" +
 	"\x04spec\x18\x02 \x01(\v2\x0f.banger.v1.SpecR\x04spec\x12\x14\n" +
 	"\x05start\x18\x03 \x01(\bR\x05start\x12&\n" +
-	"\x04main\x18\x04 \x01(\v2\x12.banger.v1.ProcessR\x04main\"\x1e\n" +
+	"\x04main\x18\x04 \x01(\v2\x12.banger.v1.ProcessR\x04main\x12\x1f\n" +
+	"\vno_template\x18\x06 \x01(\bR\n" +
+	"noTemplate\x128\n" +
+	"\tworkspace\x18\x05 \x01(\v2\x1a.banger.v1.WorkspaceSourceR\tworkspace\"\xc0\x01\n" +
+	"\vForkRequest\x12\x0e\n" +
+	"\x02vm\x18\x01 \x01(\tR\x02vm\x12\x14\n" +
+	"\x05names\x18\x02 \x03(\tR\x05names\x12\x14\n" +
+	"\x05count\x18\x03 \x01(\x05R\x05count\x12:\n" +
+	"\x06labels\x18\x04 \x03(\v2\".banger.v1.ForkRequest.LabelsEntryR\x06labels\x1a9\n" +
+	"\vLabelsEntry\x12\x10\n" +
+	"\x03key\x18\x01 \x01(\tR\x03key\x12\x14\n" +
+	"\x05value\x18\x02 \x01(\tR\x05value:\x028\x01\"E\n" +
+	"\n" +
+	"ForkResult\x12\x1f\n" +
+	"\x03vms\x18\x01 \x03(\v2\r.banger.v1.VMR\x03vms\x12\x16\n" +
+	"\x06errors\x18\x02 \x03(\tR\x06errors\"\xf9\x01\n" +
+	"\bSnapshot\x12\x12\n" +
+	"\x04name\x18\x01 \x01(\tR\x04name\x12\x0e\n" +
+	"\x02vm\x18\x02 \x01(\tR\x02vm\x129\n" +
+	"\n" +
+	"created_at\x18\x03 \x01(\v2\x1a.google.protobuf.TimestampR\tcreatedAt\x12\x12\n" +
+	"\x04size\x18\x04 \x01(\x03R\x04size\x12\x16\n" +
+	"\x06memory\x18\x05 \x01(\x03R\x06memory\x12\x14\n" +
+	"\x05vcpus\x18\x06 \x01(\x05R\x05vcpus\x12\x18\n" +
+	"\abackend\x18\a \x01(\tR\abackend\x12\x18\n" +
+	"\aversion\x18\b \x01(\tR\aversion\x12\x18\n" +
+	"\aproblem\x18\t \x01(\tR\aproblem\";\n" +
+	"\x15CreateSnapshotRequest\x12\x0e\n" +
+	"\x02vm\x18\x01 \x01(\tR\x02vm\x12\x12\n" +
+	"\x04name\x18\x02 \x01(\tR\x04name\"&\n" +
+	"\x14ListSnapshotsRequest\x12\x0e\n" +
+	"\x02vm\x18\x01 \x01(\tR\x02vm\"J\n" +
+	"\x15ListSnapshotsResponse\x121\n" +
+	"\tsnapshots\x18\x01 \x03(\v2\x13.banger.v1.SnapshotR\tsnapshots\";\n" +
+	"\x15DeleteSnapshotRequest\x12\x0e\n" +
+	"\x02vm\x18\x01 \x01(\tR\x02vm\x12\x12\n" +
+	"\x04name\x18\x02 \x01(\tR\x04name\"\x18\n" +
+	"\x16DeleteSnapshotResponse\"b\n" +
+	"\x16RestoreSnapshotRequest\x12\x0e\n" +
+	"\x02vm\x18\x01 \x01(\tR\x02vm\x12\x12\n" +
+	"\x04name\x18\x02 \x01(\tR\x04name\x12\x0e\n" +
+	"\x02as\x18\x03 \x01(\tR\x02as\x12\x14\n" +
+	"\x05force\x18\x04 \x01(\bR\x05force\"\xe5\x02\n" +
+	"\bTemplate\x12\x0e\n" +
+	"\x02id\x18\x01 \x01(\tR\x02id\x12\x14\n" +
+	"\x05image\x18\x02 \x01(\tR\x05image\x12\x16\n" +
+	"\x06kernel\x18\x03 \x01(\tR\x06kernel\x12\x14\n" +
+	"\x05vcpus\x18\x04 \x01(\x05R\x05vcpus\x12\x16\n" +
+	"\x06memory\x18\x05 \x01(\x03R\x06memory\x12\x12\n" +
+	"\x04init\x18\x06 \x01(\tR\x04init\x12\x18\n" +
+	"\abackend\x18\a \x01(\tR\abackend\x12\x18\n" +
+	"\aversion\x18\b \x01(\tR\aversion\x12\x12\n" +
+	"\x04size\x18\t \x01(\x03R\x04size\x129\n" +
+	"\n" +
+	"created_at\x18\n" +
+	" \x01(\v2\x1a.google.protobuf.TimestampR\tcreatedAt\x12<\n" +
+	"\flast_used_at\x18\v \x01(\v2\x1a.google.protobuf.TimestampR\n" +
+	"lastUsedAt\x12\x18\n" +
+	"\aproblem\x18\f \x01(\tR\aproblem\"\x16\n" +
+	"\x14ListTemplatesRequest\"J\n" +
+	"\x15ListTemplatesResponse\x121\n" +
+	"\ttemplates\x18\x01 \x03(\v2\x13.banger.v1.TemplateR\ttemplates\";\n" +
+	"\x14BuildTemplateRequest\x12#\n" +
+	"\x04spec\x18\x01 \x01(\v2\x0f.banger.v1.SpecR\x04spec\"'\n" +
+	"\x15DeleteTemplateRequest\x12\x0e\n" +
+	"\x02id\x18\x01 \x01(\tR\x02id\"(\n" +
+	"\x16DeleteTemplateResponse\x12\x0e\n" +
+	"\x02id\x18\x01 \x01(\tR\x02id\"\x1e\n" +
 	"\fStartRequest\x12\x0e\n" +
 	"\x02vm\x18\x01 \x01(\tR\x02vm\"R\n" +
 	"\vStopRequest\x12\x0e\n" +
@@ -6074,7 +8680,42 @@ const file_banger_v1_banger_proto_rawDesc = "" +
 	"\fPortsRequest\x12\x0e\n" +
 	"\x02vm\x18\x01 \x01(\tR\x02vm\"6\n" +
 	"\rPortsResponse\x12%\n" +
-	"\x05ports\x18\x01 \x03(\v2\x0f.banger.v1.PortR\x05ports\"\x8d\x01\n" +
+	"\x05ports\x18\x01 \x03(\v2\x0f.banger.v1.PortR\x05ports\"|\n" +
+	"\vDialRequest\x12,\n" +
+	"\x05start\x18\x01 \x01(\v2\x14.banger.v1.DialStartH\x00R\x05start\x12\x14\n" +
+	"\x04data\x18\x02 \x01(\fH\x00R\x04data\x12!\n" +
+	"\vclose_write\x18\x03 \x01(\bH\x00R\n" +
+	"closeWriteB\x06\n" +
+	"\x04kind\"O\n" +
+	"\tDialStart\x12\x0e\n" +
+	"\x02vm\x18\x01 \x01(\tR\x02vm\x12\x18\n" +
+	"\anetwork\x18\x02 \x01(\tR\anetwork\x12\x18\n" +
+	"\aaddress\x18\x03 \x01(\tR\aaddress\"`\n" +
+	"\fDialResponse\x12\x1e\n" +
+	"\tconnected\x18\x01 \x01(\bH\x00R\tconnected\x12\x14\n" +
+	"\x04data\x18\x02 \x01(\fH\x00R\x04data\x12\x12\n" +
+	"\x03end\x18\x03 \x01(\bH\x00R\x03endB\x06\n" +
+	"\x04kind\"u\n" +
+	"\x0fPutFilesRequest\x120\n" +
+	"\x05start\x18\x01 \x01(\v2\x18.banger.v1.PutFilesStartH\x00R\x05start\x12\x14\n" +
+	"\x04data\x18\x02 \x01(\fH\x00R\x04data\x12\x12\n" +
+	"\x03end\x18\x03 \x01(\bH\x00R\x03endB\x06\n" +
+	"\x04kind\"\x80\x01\n" +
+	"\rPutFilesStart\x12\x0e\n" +
+	"\x02vm\x18\x01 \x01(\tR\x02vm\x12\x12\n" +
+	"\x04path\x18\x02 \x01(\tR\x04path\x12\x12\n" +
+	"\x04into\x18\x03 \x01(\bR\x04into\x12\x12\n" +
+	"\x04user\x18\x04 \x01(\tR\x04user\x12#\n" +
+	"\rarchive_owner\x18\x05 \x01(\bR\farchiveOwner\"\x12\n" +
+	"\x10PutFilesResponse\"u\n" +
+	"\x0fGetFilesRequest\x12\x0e\n" +
+	"\x02vm\x18\x01 \x01(\tR\x02vm\x12\x12\n" +
+	"\x04path\x18\x02 \x01(\tR\x04path\x12\x12\n" +
+	"\x04name\x18\x03 \x01(\tR\x04name\x12\x12\n" +
+	"\x04user\x18\x04 \x01(\tR\x04user\x12\x16\n" +
+	"\x06follow\x18\x05 \x01(\bR\x06follow\"&\n" +
+	"\x10GetFilesResponse\x12\x12\n" +
+	"\x04data\x18\x01 \x01(\fR\x04data\"\x8d\x01\n" +
 	"\x04Port\x12\x1a\n" +
 	"\bprotocol\x18\x01 \x01(\tR\bprotocol\x12\x18\n" +
 	"\aaddress\x18\x02 \x01(\tR\aaddress\x12\x12\n" +
@@ -6348,7 +8989,65 @@ const file_banger_v1_banger_proto_rawDesc = "" +
 	"\x06detail\x18\x03 \x01(\tR\x06detail\x12\x10\n" +
 	"\x03fix\x18\x04 \x01(\tR\x03fix\"\x11\n" +
 	"\x0fShutdownRequest\"\x12\n" +
-	"\x10ShutdownResponse2\xda\b\n" +
+	"\x10ShutdownResponse\"\xa6\x01\n" +
+	"\x0fWorkspaceSource\x12\x12\n" +
+	"\x04path\x18\x01 \x01(\tR\x04path\x12\x12\n" +
+	"\x04full\x18\x02 \x01(\bR\x04full\x12+\n" +
+	"\x11include_untracked\x18\x03 \x01(\bR\x10includeUntracked\x12\x16\n" +
+	"\x06branch\x18\x04 \x01(\tR\x06branch\x12\x12\n" +
+	"\x04from\x18\x05 \x01(\tR\x04from\x12\x12\n" +
+	"\x04copy\x18\x06 \x01(\bR\x04copy\"\xef\x01\n" +
+	"\tWorkspace\x12\x13\n" +
+	"\x05vm_id\x18\x01 \x01(\tR\x04vmId\x12\x1b\n" +
+	"\tguest_dir\x18\x02 \x01(\tR\bguestDir\x12\x1b\n" +
+	"\thost_path\x18\x03 \x01(\tR\bhostPath\x12\x16\n" +
+	"\x06copied\x18\x04 \x01(\bR\x06copied\x12\x12\n" +
+	"\x04head\x18\x05 \x01(\tR\x04head\x12\x16\n" +
+	"\x06branch\x18\x06 \x01(\tR\x06branch\x12\x12\n" +
+	"\x04tree\x18\a \x01(\tR\x04tree\x12;\n" +
+	"\vprepared_at\x18\b \x01(\v2\x1a.google.protobuf.TimestampR\n" +
+	"preparedAt\"]\n" +
+	"\x17PrepareWorkspaceRequest\x12\x0e\n" +
+	"\x02vm\x18\x01 \x01(\tR\x02vm\x122\n" +
+	"\x06source\x18\x02 \x01(\v2\x1a.banger.v1.WorkspaceSourceR\x06source\"J\n" +
+	"\x14PlanWorkspaceRequest\x122\n" +
+	"\x06source\x18\x01 \x01(\v2\x1a.banger.v1.WorkspaceSourceR\x06source\"\xaa\x01\n" +
+	"\x15PlanWorkspaceResponse\x12\x1b\n" +
+	"\tguest_dir\x18\x01 \x01(\tR\bguestDir\x12\x12\n" +
+	"\x04head\x18\x02 \x01(\tR\x04head\x12\x16\n" +
+	"\x06branch\x18\x03 \x01(\tR\x06branch\x12\x18\n" +
+	"\anotices\x18\x04 \x03(\tR\anotices\x12.\n" +
+	"\x05files\x18\x05 \x03(\v2\x18.banger.v1.WorkspaceFileR\x05files\"7\n" +
+	"\rWorkspaceFile\x12\x12\n" +
+	"\x04path\x18\x01 \x01(\fR\x04path\x12\x12\n" +
+	"\x04size\x18\x02 \x01(\x03R\x04size\":\n" +
+	"\x14DiffWorkspaceRequest\x12\x0e\n" +
+	"\x02vm\x18\x01 \x01(\tR\x02vm\x12\x12\n" +
+	"\x04stat\x18\x02 \x01(\bR\x04stat\"\x84\x01\n" +
+	"\x15DiffWorkspaceResponse\x121\n" +
+	"\bprogress\x18\x01 \x01(\v2\x13.banger.v1.ProgressH\x00R\bprogress\x12\x14\n" +
+	"\x04data\x18\x02 \x01(\fH\x00R\x04data\x12\x1a\n" +
+	"\achanged\x18\x03 \x01(\bH\x00R\achangedB\x06\n" +
+	"\x04kind\"V\n" +
+	"\x16ExportWorkspaceRequest\x12\x0e\n" +
+	"\x02vm\x18\x01 \x01(\tR\x02vm\x12\x16\n" +
+	"\x06branch\x18\x02 \x01(\tR\x06branch\x12\x14\n" +
+	"\x05force\x18\x03 \x01(\bR\x05force\"U\n" +
+	"\x0fWorkspaceBranch\x12\x10\n" +
+	"\x03ref\x18\x01 \x01(\tR\x03ref\x12\x16\n" +
+	"\x06commit\x18\x02 \x01(\tR\x06commit\x12\x18\n" +
+	"\acommits\x18\x03 \x01(\x05R\acommits\"@\n" +
+	"\x15ApplyWorkspaceRequest\x12\x0e\n" +
+	"\x02vm\x18\x01 \x01(\tR\x02vm\x12\x17\n" +
+	"\adry_run\x18\x02 \x01(\bR\x06dryRun\"H\n" +
+	"\x0eWorkspaceMerge\x12\x18\n" +
+	"\achanged\x18\x01 \x03(\fR\achanged\x12\x1c\n" +
+	"\tconflicts\x18\x02 \x03(\fR\tconflicts\"%\n" +
+	"\x13GetWorkspaceRequest\x12\x0e\n" +
+	"\x02vm\x18\x01 \x01(\tR\x02vm\"J\n" +
+	"\x14GetWorkspaceResponse\x122\n" +
+	"\tworkspace\x18\x01 \x01(\v2\x14.banger.v1.WorkspaceR\tworkspace2\xa5\n" +
+	"\n" +
 	"\tVMService\x12>\n" +
 	"\x03Run\x12\x18.banger.v1.AttachRequest\x1a\x19.banger.v1.AttachResponse(\x010\x01\x12?\n" +
 	"\x04Exec\x12\x18.banger.v1.AttachRequest\x1a\x19.banger.v1.AttachResponse(\x010\x01\x12D\n" +
@@ -6364,7 +9063,10 @@ const file_banger_v1_banger_proto_rawDesc = "" +
 	"\x03Set\x12\x15.banger.v1.SetRequest\x1a\x16.banger.v1.SetResponse\x127\n" +
 	"\x04Wait\x12\x16.banger.v1.WaitRequest\x1a\x17.banger.v1.WaitResponse\x12=\n" +
 	"\x06Health\x12\x18.banger.v1.HealthRequest\x1a\x19.banger.v1.HealthResponse\x12<\n" +
-	"\x05Stats\x12\x17.banger.v1.StatsRequest\x1a\x18.banger.v1.StatsResponse0\x01\x12:\n" +
+	"\x05Stats\x12\x17.banger.v1.StatsRequest\x1a\x18.banger.v1.StatsResponse0\x01\x12;\n" +
+	"\x04Dial\x12\x16.banger.v1.DialRequest\x1a\x17.banger.v1.DialResponse(\x010\x01\x12E\n" +
+	"\bPutFiles\x12\x1a.banger.v1.PutFilesRequest\x1a\x1b.banger.v1.PutFilesResponse(\x01\x12E\n" +
+	"\bGetFiles\x12\x1a.banger.v1.GetFilesRequest\x1a\x1b.banger.v1.GetFilesResponse0\x01\x12:\n" +
 	"\x05Ports\x12\x17.banger.v1.PortsRequest\x1a\x18.banger.v1.PortsResponse\x127\n" +
 	"\x04List\x12\x16.banger.v1.ListRequest\x1a\x17.banger.v1.ListResponse\x124\n" +
 	"\x03Get\x12\x15.banger.v1.GetRequest\x1a\x16.banger.v1.GetResponse\x129\n" +
@@ -6393,7 +9095,24 @@ const file_banger_v1_banger_proto_rawDesc = "" +
 	"\n" +
 	"PullKernel\x12\x1c.banger.v1.PullKernelRequest\x1a\x10.banger.v1.Event0\x01\x12B\n" +
 	"\fImportKernel\x12\x1e.banger.v1.ImportKernelRequest\x1a\x10.banger.v1.Event0\x01\x12O\n" +
-	"\fDeleteKernel\x12\x1e.banger.v1.DeleteKernelRequest\x1a\x1f.banger.v1.DeleteKernelResponse2\xd2\x01\n" +
+	"\fDeleteKernel\x12\x1e.banger.v1.DeleteKernelRequest\x1a\x1f.banger.v1.DeleteKernelResponse2\xb7\x03\n" +
+	"\x10WorkspaceService\x12A\n" +
+	"\aPrepare\x12\".banger.v1.PrepareWorkspaceRequest\x1a\x10.banger.v1.Event0\x01\x12K\n" +
+	"\x04Plan\x12\x1f.banger.v1.PlanWorkspaceRequest\x1a .banger.v1.PlanWorkspaceResponse0\x01\x12F\n" +
+	"\x03Get\x12\x1e.banger.v1.GetWorkspaceRequest\x1a\x1f.banger.v1.GetWorkspaceResponse\x12K\n" +
+	"\x04Diff\x12\x1f.banger.v1.DiffWorkspaceRequest\x1a .banger.v1.DiffWorkspaceResponse0\x01\x12?\n" +
+	"\x06Export\x12!.banger.v1.ExportWorkspaceRequest\x1a\x10.banger.v1.Event0\x01\x12=\n" +
+	"\x05Apply\x12 .banger.v1.ApplyWorkspaceRequest\x1a\x10.banger.v1.Event0\x012\x82\x03\n" +
+	"\x0fSnapshotService\x122\n" +
+	"\x04Fork\x12\x16.banger.v1.ForkRequest\x1a\x10.banger.v1.Event0\x01\x12F\n" +
+	"\x0eCreateSnapshot\x12 .banger.v1.CreateSnapshotRequest\x1a\x10.banger.v1.Event0\x01\x12R\n" +
+	"\rListSnapshots\x12\x1f.banger.v1.ListSnapshotsRequest\x1a .banger.v1.ListSnapshotsResponse\x12U\n" +
+	"\x0eDeleteSnapshot\x12 .banger.v1.DeleteSnapshotRequest\x1a!.banger.v1.DeleteSnapshotResponse\x12H\n" +
+	"\x0fRestoreSnapshot\x12!.banger.v1.RestoreSnapshotRequest\x1a\x10.banger.v1.Event0\x012\x82\x02\n" +
+	"\x0fTemplateService\x12R\n" +
+	"\rListTemplates\x12\x1f.banger.v1.ListTemplatesRequest\x1a .banger.v1.ListTemplatesResponse\x12D\n" +
+	"\rBuildTemplate\x12\x1f.banger.v1.BuildTemplateRequest\x1a\x10.banger.v1.Event0\x01\x12U\n" +
+	"\x0eDeleteTemplate\x12 .banger.v1.DeleteTemplateRequest\x1a!.banger.v1.DeleteTemplateResponse2\xd2\x01\n" +
 	"\rSystemService\x12=\n" +
 	"\x06Status\x12\x18.banger.v1.StatusRequest\x1a\x19.banger.v1.StatusResponse\x12=\n" +
 	"\x06Doctor\x12\x18.banger.v1.DoctorRequest\x1a\x19.banger.v1.DoctorResponse\x12C\n" +
@@ -6411,259 +9130,356 @@ func file_banger_v1_banger_proto_rawDescGZIP() []byte {
 	return file_banger_v1_banger_proto_rawDescData
 }
 
-var file_banger_v1_banger_proto_msgTypes = make([]protoimpl.MessageInfo, 94)
+var file_banger_v1_banger_proto_msgTypes = make([]protoimpl.MessageInfo, 133)
 var file_banger_v1_banger_proto_goTypes = []any{
 	(*ErrorDetail)(nil),             // 0: banger.v1.ErrorDetail
 	(*Progress)(nil),                // 1: banger.v1.Progress
 	(*Event)(nil),                   // 2: banger.v1.Event
 	(*VM)(nil),                      // 3: banger.v1.VM
-	(*Process)(nil),                 // 4: banger.v1.Process
-	(*Stage)(nil),                   // 5: banger.v1.Stage
-	(*Spec)(nil),                    // 6: banger.v1.Spec
-	(*CreateRequest)(nil),           // 7: banger.v1.CreateRequest
-	(*StartRequest)(nil),            // 8: banger.v1.StartRequest
-	(*StopRequest)(nil),             // 9: banger.v1.StopRequest
-	(*DeleteRequest)(nil),           // 10: banger.v1.DeleteRequest
-	(*RestartRequest)(nil),          // 11: banger.v1.RestartRequest
-	(*KillRequest)(nil),             // 12: banger.v1.KillRequest
-	(*PauseRequest)(nil),            // 13: banger.v1.PauseRequest
-	(*ResumeRequest)(nil),           // 14: banger.v1.ResumeRequest
-	(*SetRequest)(nil),              // 15: banger.v1.SetRequest
-	(*SetResponse)(nil),             // 16: banger.v1.SetResponse
-	(*SetResult)(nil),               // 17: banger.v1.SetResult
-	(*WaitRequest)(nil),             // 18: banger.v1.WaitRequest
-	(*WaitResponse)(nil),            // 19: banger.v1.WaitResponse
-	(*HealthRequest)(nil),           // 20: banger.v1.HealthRequest
-	(*HealthResponse)(nil),          // 21: banger.v1.HealthResponse
-	(*StatsRequest)(nil),            // 22: banger.v1.StatsRequest
-	(*StatsResponse)(nil),           // 23: banger.v1.StatsResponse
-	(*Sample)(nil),                  // 24: banger.v1.Sample
-	(*PortsRequest)(nil),            // 25: banger.v1.PortsRequest
-	(*PortsResponse)(nil),           // 26: banger.v1.PortsResponse
-	(*Port)(nil),                    // 27: banger.v1.Port
-	(*Operation)(nil),               // 28: banger.v1.Operation
-	(*OperationStage)(nil),          // 29: banger.v1.OperationStage
-	(*ListOperationsRequest)(nil),   // 30: banger.v1.ListOperationsRequest
-	(*ListOperationsResponse)(nil),  // 31: banger.v1.ListOperationsResponse
-	(*WatchOperationRequest)(nil),   // 32: banger.v1.WatchOperationRequest
-	(*CancelOperationRequest)(nil),  // 33: banger.v1.CancelOperationRequest
-	(*CancelOperationResponse)(nil), // 34: banger.v1.CancelOperationResponse
-	(*EventsRequest)(nil),           // 35: banger.v1.EventsRequest
-	(*JournalEvent)(nil),            // 36: banger.v1.JournalEvent
-	(*ListRequest)(nil),             // 37: banger.v1.ListRequest
-	(*ListResponse)(nil),            // 38: banger.v1.ListResponse
-	(*GetRequest)(nil),              // 39: banger.v1.GetRequest
-	(*GetResponse)(nil),             // 40: banger.v1.GetResponse
-	(*LogsRequest)(nil),             // 41: banger.v1.LogsRequest
-	(*LogsResponse)(nil),            // 42: banger.v1.LogsResponse
-	(*ExecSpec)(nil),                // 43: banger.v1.ExecSpec
-	(*WindowSize)(nil),              // 44: banger.v1.WindowSize
-	(*AttachRequest)(nil),           // 45: banger.v1.AttachRequest
-	(*AttachStart)(nil),             // 46: banger.v1.AttachStart
-	(*AttachResponse)(nil),          // 47: banger.v1.AttachResponse
-	(*ExitStatus)(nil),              // 48: banger.v1.ExitStatus
-	(*ConsoleRequest)(nil),          // 49: banger.v1.ConsoleRequest
-	(*ConsoleResponse)(nil),         // 50: banger.v1.ConsoleResponse
-	(*Image)(nil),                   // 51: banger.v1.Image
-	(*ImageConfig)(nil),             // 52: banger.v1.ImageConfig
-	(*GetImageRequest)(nil),         // 53: banger.v1.GetImageRequest
-	(*GetImageResponse)(nil),        // 54: banger.v1.GetImageResponse
-	(*ImportImageRequest)(nil),      // 55: banger.v1.ImportImageRequest
-	(*ImportImageStart)(nil),        // 56: banger.v1.ImportImageStart
-	(*RegisterImageRequest)(nil),    // 57: banger.v1.RegisterImageRequest
-	(*DeleteImageRequest)(nil),      // 58: banger.v1.DeleteImageRequest
-	(*DeleteImageResponse)(nil),     // 59: banger.v1.DeleteImageResponse
-	(*PruneImagesRequest)(nil),      // 60: banger.v1.PruneImagesRequest
-	(*PruneImagesResponse)(nil),     // 61: banger.v1.PruneImagesResponse
-	(*PrunedItem)(nil),              // 62: banger.v1.PrunedItem
-	(*ListImagesRequest)(nil),       // 63: banger.v1.ListImagesRequest
-	(*ListImagesResponse)(nil),      // 64: banger.v1.ListImagesResponse
-	(*PromoteImageRequest)(nil),     // 65: banger.v1.PromoteImageRequest
-	(*ExportImageRequest)(nil),      // 66: banger.v1.ExportImageRequest
-	(*ExportImageResponse)(nil),     // 67: banger.v1.ExportImageResponse
-	(*PushImageRequest)(nil),        // 68: banger.v1.PushImageRequest
-	(*PullImageRequest)(nil),        // 69: banger.v1.PullImageRequest
-	(*Kernel)(nil),                  // 70: banger.v1.Kernel
-	(*KernelFeature)(nil),           // 71: banger.v1.KernelFeature
-	(*KernelFitness)(nil),           // 72: banger.v1.KernelFitness
-	(*ListKernelsRequest)(nil),      // 73: banger.v1.ListKernelsRequest
-	(*GetKernelRequest)(nil),        // 74: banger.v1.GetKernelRequest
-	(*GetKernelResponse)(nil),       // 75: banger.v1.GetKernelResponse
-	(*PullKernelRequest)(nil),       // 76: banger.v1.PullKernelRequest
-	(*ImportKernelRequest)(nil),     // 77: banger.v1.ImportKernelRequest
-	(*DeleteKernelRequest)(nil),     // 78: banger.v1.DeleteKernelRequest
-	(*DeleteKernelResponse)(nil),    // 79: banger.v1.DeleteKernelResponse
-	(*ListKernelsResponse)(nil),     // 80: banger.v1.ListKernelsResponse
-	(*StatusRequest)(nil),           // 81: banger.v1.StatusRequest
-	(*StatusResponse)(nil),          // 82: banger.v1.StatusResponse
-	(*DoctorRequest)(nil),           // 83: banger.v1.DoctorRequest
-	(*DoctorResponse)(nil),          // 84: banger.v1.DoctorResponse
-	(*Leftover)(nil),                // 85: banger.v1.Leftover
-	(*Check)(nil),                   // 86: banger.v1.Check
-	(*ShutdownRequest)(nil),         // 87: banger.v1.ShutdownRequest
-	(*ShutdownResponse)(nil),        // 88: banger.v1.ShutdownResponse
-	nil,                             // 89: banger.v1.Spec.EnvEntry
-	nil,                             // 90: banger.v1.Spec.LabelsEntry
-	nil,                             // 91: banger.v1.SetRequest.LabelsEntry
-	nil,                             // 92: banger.v1.ImageConfig.LabelsEntry
-	nil,                             // 93: banger.v1.DoctorResponse.DefaultSourcesEntry
-	(*durationpb.Duration)(nil),     // 94: google.protobuf.Duration
-	(*timestamppb.Timestamp)(nil),   // 95: google.protobuf.Timestamp
+	(*PublishedPort)(nil),           // 4: banger.v1.PublishedPort
+	(*Process)(nil),                 // 5: banger.v1.Process
+	(*Stage)(nil),                   // 6: banger.v1.Stage
+	(*Spec)(nil),                    // 7: banger.v1.Spec
+	(*CreateRequest)(nil),           // 8: banger.v1.CreateRequest
+	(*ForkRequest)(nil),             // 9: banger.v1.ForkRequest
+	(*ForkResult)(nil),              // 10: banger.v1.ForkResult
+	(*Snapshot)(nil),                // 11: banger.v1.Snapshot
+	(*CreateSnapshotRequest)(nil),   // 12: banger.v1.CreateSnapshotRequest
+	(*ListSnapshotsRequest)(nil),    // 13: banger.v1.ListSnapshotsRequest
+	(*ListSnapshotsResponse)(nil),   // 14: banger.v1.ListSnapshotsResponse
+	(*DeleteSnapshotRequest)(nil),   // 15: banger.v1.DeleteSnapshotRequest
+	(*DeleteSnapshotResponse)(nil),  // 16: banger.v1.DeleteSnapshotResponse
+	(*RestoreSnapshotRequest)(nil),  // 17: banger.v1.RestoreSnapshotRequest
+	(*Template)(nil),                // 18: banger.v1.Template
+	(*ListTemplatesRequest)(nil),    // 19: banger.v1.ListTemplatesRequest
+	(*ListTemplatesResponse)(nil),   // 20: banger.v1.ListTemplatesResponse
+	(*BuildTemplateRequest)(nil),    // 21: banger.v1.BuildTemplateRequest
+	(*DeleteTemplateRequest)(nil),   // 22: banger.v1.DeleteTemplateRequest
+	(*DeleteTemplateResponse)(nil),  // 23: banger.v1.DeleteTemplateResponse
+	(*StartRequest)(nil),            // 24: banger.v1.StartRequest
+	(*StopRequest)(nil),             // 25: banger.v1.StopRequest
+	(*DeleteRequest)(nil),           // 26: banger.v1.DeleteRequest
+	(*RestartRequest)(nil),          // 27: banger.v1.RestartRequest
+	(*KillRequest)(nil),             // 28: banger.v1.KillRequest
+	(*PauseRequest)(nil),            // 29: banger.v1.PauseRequest
+	(*ResumeRequest)(nil),           // 30: banger.v1.ResumeRequest
+	(*SetRequest)(nil),              // 31: banger.v1.SetRequest
+	(*SetResponse)(nil),             // 32: banger.v1.SetResponse
+	(*SetResult)(nil),               // 33: banger.v1.SetResult
+	(*WaitRequest)(nil),             // 34: banger.v1.WaitRequest
+	(*WaitResponse)(nil),            // 35: banger.v1.WaitResponse
+	(*HealthRequest)(nil),           // 36: banger.v1.HealthRequest
+	(*HealthResponse)(nil),          // 37: banger.v1.HealthResponse
+	(*StatsRequest)(nil),            // 38: banger.v1.StatsRequest
+	(*StatsResponse)(nil),           // 39: banger.v1.StatsResponse
+	(*Sample)(nil),                  // 40: banger.v1.Sample
+	(*PortsRequest)(nil),            // 41: banger.v1.PortsRequest
+	(*PortsResponse)(nil),           // 42: banger.v1.PortsResponse
+	(*DialRequest)(nil),             // 43: banger.v1.DialRequest
+	(*DialStart)(nil),               // 44: banger.v1.DialStart
+	(*DialResponse)(nil),            // 45: banger.v1.DialResponse
+	(*PutFilesRequest)(nil),         // 46: banger.v1.PutFilesRequest
+	(*PutFilesStart)(nil),           // 47: banger.v1.PutFilesStart
+	(*PutFilesResponse)(nil),        // 48: banger.v1.PutFilesResponse
+	(*GetFilesRequest)(nil),         // 49: banger.v1.GetFilesRequest
+	(*GetFilesResponse)(nil),        // 50: banger.v1.GetFilesResponse
+	(*Port)(nil),                    // 51: banger.v1.Port
+	(*Operation)(nil),               // 52: banger.v1.Operation
+	(*OperationStage)(nil),          // 53: banger.v1.OperationStage
+	(*ListOperationsRequest)(nil),   // 54: banger.v1.ListOperationsRequest
+	(*ListOperationsResponse)(nil),  // 55: banger.v1.ListOperationsResponse
+	(*WatchOperationRequest)(nil),   // 56: banger.v1.WatchOperationRequest
+	(*CancelOperationRequest)(nil),  // 57: banger.v1.CancelOperationRequest
+	(*CancelOperationResponse)(nil), // 58: banger.v1.CancelOperationResponse
+	(*EventsRequest)(nil),           // 59: banger.v1.EventsRequest
+	(*JournalEvent)(nil),            // 60: banger.v1.JournalEvent
+	(*ListRequest)(nil),             // 61: banger.v1.ListRequest
+	(*ListResponse)(nil),            // 62: banger.v1.ListResponse
+	(*GetRequest)(nil),              // 63: banger.v1.GetRequest
+	(*GetResponse)(nil),             // 64: banger.v1.GetResponse
+	(*LogsRequest)(nil),             // 65: banger.v1.LogsRequest
+	(*LogsResponse)(nil),            // 66: banger.v1.LogsResponse
+	(*ExecSpec)(nil),                // 67: banger.v1.ExecSpec
+	(*WindowSize)(nil),              // 68: banger.v1.WindowSize
+	(*AttachRequest)(nil),           // 69: banger.v1.AttachRequest
+	(*AttachStart)(nil),             // 70: banger.v1.AttachStart
+	(*AttachResponse)(nil),          // 71: banger.v1.AttachResponse
+	(*ExitStatus)(nil),              // 72: banger.v1.ExitStatus
+	(*ConsoleRequest)(nil),          // 73: banger.v1.ConsoleRequest
+	(*ConsoleResponse)(nil),         // 74: banger.v1.ConsoleResponse
+	(*Image)(nil),                   // 75: banger.v1.Image
+	(*ImageConfig)(nil),             // 76: banger.v1.ImageConfig
+	(*GetImageRequest)(nil),         // 77: banger.v1.GetImageRequest
+	(*GetImageResponse)(nil),        // 78: banger.v1.GetImageResponse
+	(*ImportImageRequest)(nil),      // 79: banger.v1.ImportImageRequest
+	(*ImportImageStart)(nil),        // 80: banger.v1.ImportImageStart
+	(*RegisterImageRequest)(nil),    // 81: banger.v1.RegisterImageRequest
+	(*DeleteImageRequest)(nil),      // 82: banger.v1.DeleteImageRequest
+	(*DeleteImageResponse)(nil),     // 83: banger.v1.DeleteImageResponse
+	(*PruneImagesRequest)(nil),      // 84: banger.v1.PruneImagesRequest
+	(*PruneImagesResponse)(nil),     // 85: banger.v1.PruneImagesResponse
+	(*PrunedItem)(nil),              // 86: banger.v1.PrunedItem
+	(*ListImagesRequest)(nil),       // 87: banger.v1.ListImagesRequest
+	(*ListImagesResponse)(nil),      // 88: banger.v1.ListImagesResponse
+	(*PromoteImageRequest)(nil),     // 89: banger.v1.PromoteImageRequest
+	(*ExportImageRequest)(nil),      // 90: banger.v1.ExportImageRequest
+	(*ExportImageResponse)(nil),     // 91: banger.v1.ExportImageResponse
+	(*PushImageRequest)(nil),        // 92: banger.v1.PushImageRequest
+	(*PullImageRequest)(nil),        // 93: banger.v1.PullImageRequest
+	(*Kernel)(nil),                  // 94: banger.v1.Kernel
+	(*KernelFeature)(nil),           // 95: banger.v1.KernelFeature
+	(*KernelFitness)(nil),           // 96: banger.v1.KernelFitness
+	(*ListKernelsRequest)(nil),      // 97: banger.v1.ListKernelsRequest
+	(*GetKernelRequest)(nil),        // 98: banger.v1.GetKernelRequest
+	(*GetKernelResponse)(nil),       // 99: banger.v1.GetKernelResponse
+	(*PullKernelRequest)(nil),       // 100: banger.v1.PullKernelRequest
+	(*ImportKernelRequest)(nil),     // 101: banger.v1.ImportKernelRequest
+	(*DeleteKernelRequest)(nil),     // 102: banger.v1.DeleteKernelRequest
+	(*DeleteKernelResponse)(nil),    // 103: banger.v1.DeleteKernelResponse
+	(*ListKernelsResponse)(nil),     // 104: banger.v1.ListKernelsResponse
+	(*StatusRequest)(nil),           // 105: banger.v1.StatusRequest
+	(*StatusResponse)(nil),          // 106: banger.v1.StatusResponse
+	(*DoctorRequest)(nil),           // 107: banger.v1.DoctorRequest
+	(*DoctorResponse)(nil),          // 108: banger.v1.DoctorResponse
+	(*Leftover)(nil),                // 109: banger.v1.Leftover
+	(*Check)(nil),                   // 110: banger.v1.Check
+	(*ShutdownRequest)(nil),         // 111: banger.v1.ShutdownRequest
+	(*ShutdownResponse)(nil),        // 112: banger.v1.ShutdownResponse
+	(*WorkspaceSource)(nil),         // 113: banger.v1.WorkspaceSource
+	(*Workspace)(nil),               // 114: banger.v1.Workspace
+	(*PrepareWorkspaceRequest)(nil), // 115: banger.v1.PrepareWorkspaceRequest
+	(*PlanWorkspaceRequest)(nil),    // 116: banger.v1.PlanWorkspaceRequest
+	(*PlanWorkspaceResponse)(nil),   // 117: banger.v1.PlanWorkspaceResponse
+	(*WorkspaceFile)(nil),           // 118: banger.v1.WorkspaceFile
+	(*DiffWorkspaceRequest)(nil),    // 119: banger.v1.DiffWorkspaceRequest
+	(*DiffWorkspaceResponse)(nil),   // 120: banger.v1.DiffWorkspaceResponse
+	(*ExportWorkspaceRequest)(nil),  // 121: banger.v1.ExportWorkspaceRequest
+	(*WorkspaceBranch)(nil),         // 122: banger.v1.WorkspaceBranch
+	(*ApplyWorkspaceRequest)(nil),   // 123: banger.v1.ApplyWorkspaceRequest
+	(*WorkspaceMerge)(nil),          // 124: banger.v1.WorkspaceMerge
+	(*GetWorkspaceRequest)(nil),     // 125: banger.v1.GetWorkspaceRequest
+	(*GetWorkspaceResponse)(nil),    // 126: banger.v1.GetWorkspaceResponse
+	nil,                             // 127: banger.v1.Spec.EnvEntry
+	nil,                             // 128: banger.v1.Spec.LabelsEntry
+	nil,                             // 129: banger.v1.ForkRequest.LabelsEntry
+	nil,                             // 130: banger.v1.SetRequest.LabelsEntry
+	nil,                             // 131: banger.v1.ImageConfig.LabelsEntry
+	nil,                             // 132: banger.v1.DoctorResponse.DefaultSourcesEntry
+	(*durationpb.Duration)(nil),     // 133: google.protobuf.Duration
+	(*timestamppb.Timestamp)(nil),   // 134: google.protobuf.Timestamp
 }
 var file_banger_v1_banger_proto_depIdxs = []int32{
-	94,  // 0: banger.v1.Progress.elapsed:type_name -> google.protobuf.Duration
+	133, // 0: banger.v1.Progress.elapsed:type_name -> google.protobuf.Duration
 	1,   // 1: banger.v1.Event.progress:type_name -> banger.v1.Progress
 	3,   // 2: banger.v1.Event.vm:type_name -> banger.v1.VM
-	51,  // 3: banger.v1.Event.image:type_name -> banger.v1.Image
-	70,  // 4: banger.v1.Event.kernel:type_name -> banger.v1.Kernel
-	6,   // 5: banger.v1.VM.spec:type_name -> banger.v1.Spec
-	95,  // 6: banger.v1.VM.created_at:type_name -> google.protobuf.Timestamp
-	95,  // 7: banger.v1.VM.changed_at:type_name -> google.protobuf.Timestamp
-	5,   // 8: banger.v1.VM.start_stages:type_name -> banger.v1.Stage
-	4,   // 9: banger.v1.VM.main:type_name -> banger.v1.Process
-	94,  // 10: banger.v1.Stage.elapsed:type_name -> google.protobuf.Duration
-	89,  // 11: banger.v1.Spec.env:type_name -> banger.v1.Spec.EnvEntry
-	90,  // 12: banger.v1.Spec.labels:type_name -> banger.v1.Spec.LabelsEntry
-	94,  // 13: banger.v1.Spec.ttl:type_name -> google.protobuf.Duration
-	94,  // 14: banger.v1.Spec.idle_timeout:type_name -> google.protobuf.Duration
-	6,   // 15: banger.v1.CreateRequest.spec:type_name -> banger.v1.Spec
-	4,   // 16: banger.v1.CreateRequest.main:type_name -> banger.v1.Process
-	94,  // 17: banger.v1.StopRequest.timeout:type_name -> google.protobuf.Duration
-	94,  // 18: banger.v1.RestartRequest.timeout:type_name -> google.protobuf.Duration
-	91,  // 19: banger.v1.SetRequest.labels:type_name -> banger.v1.SetRequest.LabelsEntry
-	94,  // 20: banger.v1.SetRequest.ttl:type_name -> google.protobuf.Duration
-	94,  // 21: banger.v1.SetRequest.idle_timeout:type_name -> google.protobuf.Duration
-	3,   // 22: banger.v1.SetResponse.vm:type_name -> banger.v1.VM
-	17,  // 23: banger.v1.SetResponse.results:type_name -> banger.v1.SetResult
-	3,   // 24: banger.v1.WaitResponse.vm:type_name -> banger.v1.VM
-	86,  // 25: banger.v1.HealthResponse.checks:type_name -> banger.v1.Check
-	24,  // 26: banger.v1.StatsResponse.sample:type_name -> banger.v1.Sample
-	95,  // 27: banger.v1.Sample.at:type_name -> google.protobuf.Timestamp
-	94,  // 28: banger.v1.Sample.vmm_cpu:type_name -> google.protobuf.Duration
-	94,  // 29: banger.v1.Sample.guest_cpu:type_name -> google.protobuf.Duration
-	27,  // 30: banger.v1.PortsResponse.ports:type_name -> banger.v1.Port
-	95,  // 31: banger.v1.Operation.started_at:type_name -> google.protobuf.Timestamp
-	95,  // 32: banger.v1.Operation.ended_at:type_name -> google.protobuf.Timestamp
-	29,  // 33: banger.v1.Operation.stages:type_name -> banger.v1.OperationStage
-	1,   // 34: banger.v1.OperationStage.progress:type_name -> banger.v1.Progress
-	95,  // 35: banger.v1.OperationStage.started_at:type_name -> google.protobuf.Timestamp
-	28,  // 36: banger.v1.ListOperationsResponse.operations:type_name -> banger.v1.Operation
-	95,  // 37: banger.v1.JournalEvent.at:type_name -> google.protobuf.Timestamp
-	3,   // 38: banger.v1.ListResponse.vms:type_name -> banger.v1.VM
-	3,   // 39: banger.v1.GetResponse.vm:type_name -> banger.v1.VM
-	44,  // 40: banger.v1.ExecSpec.size:type_name -> banger.v1.WindowSize
-	46,  // 41: banger.v1.AttachRequest.start:type_name -> banger.v1.AttachStart
-	44,  // 42: banger.v1.AttachRequest.resize:type_name -> banger.v1.WindowSize
-	7,   // 43: banger.v1.AttachStart.create:type_name -> banger.v1.CreateRequest
-	43,  // 44: banger.v1.AttachStart.exec:type_name -> banger.v1.ExecSpec
-	1,   // 45: banger.v1.AttachResponse.progress:type_name -> banger.v1.Progress
-	3,   // 46: banger.v1.AttachResponse.vm:type_name -> banger.v1.VM
-	48,  // 47: banger.v1.AttachResponse.exit:type_name -> banger.v1.ExitStatus
-	95,  // 48: banger.v1.Image.created_at:type_name -> google.protobuf.Timestamp
-	52,  // 49: banger.v1.Image.config:type_name -> banger.v1.ImageConfig
-	92,  // 50: banger.v1.ImageConfig.labels:type_name -> banger.v1.ImageConfig.LabelsEntry
-	51,  // 51: banger.v1.GetImageResponse.image:type_name -> banger.v1.Image
-	56,  // 52: banger.v1.ImportImageRequest.start:type_name -> banger.v1.ImportImageStart
-	62,  // 53: banger.v1.PruneImagesResponse.items:type_name -> banger.v1.PrunedItem
-	51,  // 54: banger.v1.ListImagesResponse.images:type_name -> banger.v1.Image
-	1,   // 55: banger.v1.ExportImageResponse.progress:type_name -> banger.v1.Progress
-	95,  // 56: banger.v1.Kernel.created_at:type_name -> google.protobuf.Timestamp
-	70,  // 57: banger.v1.GetKernelResponse.kernel:type_name -> banger.v1.Kernel
-	71,  // 58: banger.v1.GetKernelResponse.features:type_name -> banger.v1.KernelFeature
-	72,  // 59: banger.v1.GetKernelResponse.backends:type_name -> banger.v1.KernelFitness
-	70,  // 60: banger.v1.ListKernelsResponse.kernels:type_name -> banger.v1.Kernel
-	95,  // 61: banger.v1.StatusResponse.started_at:type_name -> google.protobuf.Timestamp
-	86,  // 62: banger.v1.DoctorResponse.checks:type_name -> banger.v1.Check
-	6,   // 63: banger.v1.DoctorResponse.defaults:type_name -> banger.v1.Spec
-	93,  // 64: banger.v1.DoctorResponse.default_sources:type_name -> banger.v1.DoctorResponse.DefaultSourcesEntry
-	85,  // 65: banger.v1.DoctorResponse.leftovers:type_name -> banger.v1.Leftover
-	45,  // 66: banger.v1.VMService.Run:input_type -> banger.v1.AttachRequest
-	45,  // 67: banger.v1.VMService.Exec:input_type -> banger.v1.AttachRequest
-	49,  // 68: banger.v1.VMService.Console:input_type -> banger.v1.ConsoleRequest
-	7,   // 69: banger.v1.VMService.Create:input_type -> banger.v1.CreateRequest
-	8,   // 70: banger.v1.VMService.Start:input_type -> banger.v1.StartRequest
-	9,   // 71: banger.v1.VMService.Stop:input_type -> banger.v1.StopRequest
-	10,  // 72: banger.v1.VMService.Delete:input_type -> banger.v1.DeleteRequest
-	11,  // 73: banger.v1.VMService.Restart:input_type -> banger.v1.RestartRequest
-	12,  // 74: banger.v1.VMService.Kill:input_type -> banger.v1.KillRequest
-	13,  // 75: banger.v1.VMService.Pause:input_type -> banger.v1.PauseRequest
-	14,  // 76: banger.v1.VMService.Resume:input_type -> banger.v1.ResumeRequest
-	15,  // 77: banger.v1.VMService.Set:input_type -> banger.v1.SetRequest
-	18,  // 78: banger.v1.VMService.Wait:input_type -> banger.v1.WaitRequest
-	20,  // 79: banger.v1.VMService.Health:input_type -> banger.v1.HealthRequest
-	22,  // 80: banger.v1.VMService.Stats:input_type -> banger.v1.StatsRequest
-	25,  // 81: banger.v1.VMService.Ports:input_type -> banger.v1.PortsRequest
-	37,  // 82: banger.v1.VMService.List:input_type -> banger.v1.ListRequest
-	39,  // 83: banger.v1.VMService.Get:input_type -> banger.v1.GetRequest
-	41,  // 84: banger.v1.VMService.Logs:input_type -> banger.v1.LogsRequest
-	30,  // 85: banger.v1.OperationService.ListOperations:input_type -> banger.v1.ListOperationsRequest
-	32,  // 86: banger.v1.OperationService.WatchOperation:input_type -> banger.v1.WatchOperationRequest
-	33,  // 87: banger.v1.OperationService.CancelOperation:input_type -> banger.v1.CancelOperationRequest
-	35,  // 88: banger.v1.EventService.Events:input_type -> banger.v1.EventsRequest
-	63,  // 89: banger.v1.ImageService.ListImages:input_type -> banger.v1.ListImagesRequest
-	53,  // 90: banger.v1.ImageService.GetImage:input_type -> banger.v1.GetImageRequest
-	69,  // 91: banger.v1.ImageService.PullImage:input_type -> banger.v1.PullImageRequest
-	55,  // 92: banger.v1.ImageService.ImportImage:input_type -> banger.v1.ImportImageRequest
-	57,  // 93: banger.v1.ImageService.RegisterImage:input_type -> banger.v1.RegisterImageRequest
-	58,  // 94: banger.v1.ImageService.DeleteImage:input_type -> banger.v1.DeleteImageRequest
-	60,  // 95: banger.v1.ImageService.PruneImages:input_type -> banger.v1.PruneImagesRequest
-	65,  // 96: banger.v1.ImageService.PromoteImage:input_type -> banger.v1.PromoteImageRequest
-	66,  // 97: banger.v1.ImageService.ExportImage:input_type -> banger.v1.ExportImageRequest
-	68,  // 98: banger.v1.ImageService.PushImage:input_type -> banger.v1.PushImageRequest
-	73,  // 99: banger.v1.KernelService.ListKernels:input_type -> banger.v1.ListKernelsRequest
-	74,  // 100: banger.v1.KernelService.GetKernel:input_type -> banger.v1.GetKernelRequest
-	76,  // 101: banger.v1.KernelService.PullKernel:input_type -> banger.v1.PullKernelRequest
-	77,  // 102: banger.v1.KernelService.ImportKernel:input_type -> banger.v1.ImportKernelRequest
-	78,  // 103: banger.v1.KernelService.DeleteKernel:input_type -> banger.v1.DeleteKernelRequest
-	81,  // 104: banger.v1.SystemService.Status:input_type -> banger.v1.StatusRequest
-	83,  // 105: banger.v1.SystemService.Doctor:input_type -> banger.v1.DoctorRequest
-	87,  // 106: banger.v1.SystemService.Shutdown:input_type -> banger.v1.ShutdownRequest
-	47,  // 107: banger.v1.VMService.Run:output_type -> banger.v1.AttachResponse
-	47,  // 108: banger.v1.VMService.Exec:output_type -> banger.v1.AttachResponse
-	50,  // 109: banger.v1.VMService.Console:output_type -> banger.v1.ConsoleResponse
-	2,   // 110: banger.v1.VMService.Create:output_type -> banger.v1.Event
-	2,   // 111: banger.v1.VMService.Start:output_type -> banger.v1.Event
-	2,   // 112: banger.v1.VMService.Stop:output_type -> banger.v1.Event
-	2,   // 113: banger.v1.VMService.Delete:output_type -> banger.v1.Event
-	2,   // 114: banger.v1.VMService.Restart:output_type -> banger.v1.Event
-	2,   // 115: banger.v1.VMService.Kill:output_type -> banger.v1.Event
-	2,   // 116: banger.v1.VMService.Pause:output_type -> banger.v1.Event
-	2,   // 117: banger.v1.VMService.Resume:output_type -> banger.v1.Event
-	16,  // 118: banger.v1.VMService.Set:output_type -> banger.v1.SetResponse
-	19,  // 119: banger.v1.VMService.Wait:output_type -> banger.v1.WaitResponse
-	21,  // 120: banger.v1.VMService.Health:output_type -> banger.v1.HealthResponse
-	23,  // 121: banger.v1.VMService.Stats:output_type -> banger.v1.StatsResponse
-	26,  // 122: banger.v1.VMService.Ports:output_type -> banger.v1.PortsResponse
-	38,  // 123: banger.v1.VMService.List:output_type -> banger.v1.ListResponse
-	40,  // 124: banger.v1.VMService.Get:output_type -> banger.v1.GetResponse
-	42,  // 125: banger.v1.VMService.Logs:output_type -> banger.v1.LogsResponse
-	31,  // 126: banger.v1.OperationService.ListOperations:output_type -> banger.v1.ListOperationsResponse
-	28,  // 127: banger.v1.OperationService.WatchOperation:output_type -> banger.v1.Operation
-	34,  // 128: banger.v1.OperationService.CancelOperation:output_type -> banger.v1.CancelOperationResponse
-	36,  // 129: banger.v1.EventService.Events:output_type -> banger.v1.JournalEvent
-	64,  // 130: banger.v1.ImageService.ListImages:output_type -> banger.v1.ListImagesResponse
-	54,  // 131: banger.v1.ImageService.GetImage:output_type -> banger.v1.GetImageResponse
-	2,   // 132: banger.v1.ImageService.PullImage:output_type -> banger.v1.Event
-	2,   // 133: banger.v1.ImageService.ImportImage:output_type -> banger.v1.Event
-	2,   // 134: banger.v1.ImageService.RegisterImage:output_type -> banger.v1.Event
-	59,  // 135: banger.v1.ImageService.DeleteImage:output_type -> banger.v1.DeleteImageResponse
-	61,  // 136: banger.v1.ImageService.PruneImages:output_type -> banger.v1.PruneImagesResponse
-	2,   // 137: banger.v1.ImageService.PromoteImage:output_type -> banger.v1.Event
-	67,  // 138: banger.v1.ImageService.ExportImage:output_type -> banger.v1.ExportImageResponse
-	2,   // 139: banger.v1.ImageService.PushImage:output_type -> banger.v1.Event
-	80,  // 140: banger.v1.KernelService.ListKernels:output_type -> banger.v1.ListKernelsResponse
-	75,  // 141: banger.v1.KernelService.GetKernel:output_type -> banger.v1.GetKernelResponse
-	2,   // 142: banger.v1.KernelService.PullKernel:output_type -> banger.v1.Event
-	2,   // 143: banger.v1.KernelService.ImportKernel:output_type -> banger.v1.Event
-	79,  // 144: banger.v1.KernelService.DeleteKernel:output_type -> banger.v1.DeleteKernelResponse
-	82,  // 145: banger.v1.SystemService.Status:output_type -> banger.v1.StatusResponse
-	84,  // 146: banger.v1.SystemService.Doctor:output_type -> banger.v1.DoctorResponse
-	88,  // 147: banger.v1.SystemService.Shutdown:output_type -> banger.v1.ShutdownResponse
-	107, // [107:148] is the sub-list for method output_type
-	66,  // [66:107] is the sub-list for method input_type
-	66,  // [66:66] is the sub-list for extension type_name
-	66,  // [66:66] is the sub-list for extension extendee
-	0,   // [0:66] is the sub-list for field type_name
+	75,  // 3: banger.v1.Event.image:type_name -> banger.v1.Image
+	94,  // 4: banger.v1.Event.kernel:type_name -> banger.v1.Kernel
+	11,  // 5: banger.v1.Event.snapshot:type_name -> banger.v1.Snapshot
+	18,  // 6: banger.v1.Event.template:type_name -> banger.v1.Template
+	10,  // 7: banger.v1.Event.forks:type_name -> banger.v1.ForkResult
+	114, // 8: banger.v1.Event.workspace:type_name -> banger.v1.Workspace
+	122, // 9: banger.v1.Event.branch:type_name -> banger.v1.WorkspaceBranch
+	124, // 10: banger.v1.Event.merge:type_name -> banger.v1.WorkspaceMerge
+	7,   // 11: banger.v1.VM.spec:type_name -> banger.v1.Spec
+	134, // 12: banger.v1.VM.created_at:type_name -> google.protobuf.Timestamp
+	134, // 13: banger.v1.VM.changed_at:type_name -> google.protobuf.Timestamp
+	6,   // 14: banger.v1.VM.start_stages:type_name -> banger.v1.Stage
+	5,   // 15: banger.v1.VM.main:type_name -> banger.v1.Process
+	4,   // 16: banger.v1.VM.published:type_name -> banger.v1.PublishedPort
+	133, // 17: banger.v1.Stage.elapsed:type_name -> google.protobuf.Duration
+	127, // 18: banger.v1.Spec.env:type_name -> banger.v1.Spec.EnvEntry
+	128, // 19: banger.v1.Spec.labels:type_name -> banger.v1.Spec.LabelsEntry
+	133, // 20: banger.v1.Spec.ttl:type_name -> google.protobuf.Duration
+	133, // 21: banger.v1.Spec.idle_timeout:type_name -> google.protobuf.Duration
+	7,   // 22: banger.v1.CreateRequest.spec:type_name -> banger.v1.Spec
+	5,   // 23: banger.v1.CreateRequest.main:type_name -> banger.v1.Process
+	113, // 24: banger.v1.CreateRequest.workspace:type_name -> banger.v1.WorkspaceSource
+	129, // 25: banger.v1.ForkRequest.labels:type_name -> banger.v1.ForkRequest.LabelsEntry
+	3,   // 26: banger.v1.ForkResult.vms:type_name -> banger.v1.VM
+	134, // 27: banger.v1.Snapshot.created_at:type_name -> google.protobuf.Timestamp
+	11,  // 28: banger.v1.ListSnapshotsResponse.snapshots:type_name -> banger.v1.Snapshot
+	134, // 29: banger.v1.Template.created_at:type_name -> google.protobuf.Timestamp
+	134, // 30: banger.v1.Template.last_used_at:type_name -> google.protobuf.Timestamp
+	18,  // 31: banger.v1.ListTemplatesResponse.templates:type_name -> banger.v1.Template
+	7,   // 32: banger.v1.BuildTemplateRequest.spec:type_name -> banger.v1.Spec
+	133, // 33: banger.v1.StopRequest.timeout:type_name -> google.protobuf.Duration
+	133, // 34: banger.v1.RestartRequest.timeout:type_name -> google.protobuf.Duration
+	130, // 35: banger.v1.SetRequest.labels:type_name -> banger.v1.SetRequest.LabelsEntry
+	133, // 36: banger.v1.SetRequest.ttl:type_name -> google.protobuf.Duration
+	133, // 37: banger.v1.SetRequest.idle_timeout:type_name -> google.protobuf.Duration
+	3,   // 38: banger.v1.SetResponse.vm:type_name -> banger.v1.VM
+	33,  // 39: banger.v1.SetResponse.results:type_name -> banger.v1.SetResult
+	3,   // 40: banger.v1.WaitResponse.vm:type_name -> banger.v1.VM
+	110, // 41: banger.v1.HealthResponse.checks:type_name -> banger.v1.Check
+	40,  // 42: banger.v1.StatsResponse.sample:type_name -> banger.v1.Sample
+	134, // 43: banger.v1.Sample.at:type_name -> google.protobuf.Timestamp
+	133, // 44: banger.v1.Sample.vmm_cpu:type_name -> google.protobuf.Duration
+	133, // 45: banger.v1.Sample.guest_cpu:type_name -> google.protobuf.Duration
+	51,  // 46: banger.v1.PortsResponse.ports:type_name -> banger.v1.Port
+	44,  // 47: banger.v1.DialRequest.start:type_name -> banger.v1.DialStart
+	47,  // 48: banger.v1.PutFilesRequest.start:type_name -> banger.v1.PutFilesStart
+	134, // 49: banger.v1.Operation.started_at:type_name -> google.protobuf.Timestamp
+	134, // 50: banger.v1.Operation.ended_at:type_name -> google.protobuf.Timestamp
+	53,  // 51: banger.v1.Operation.stages:type_name -> banger.v1.OperationStage
+	1,   // 52: banger.v1.OperationStage.progress:type_name -> banger.v1.Progress
+	134, // 53: banger.v1.OperationStage.started_at:type_name -> google.protobuf.Timestamp
+	52,  // 54: banger.v1.ListOperationsResponse.operations:type_name -> banger.v1.Operation
+	134, // 55: banger.v1.JournalEvent.at:type_name -> google.protobuf.Timestamp
+	3,   // 56: banger.v1.ListResponse.vms:type_name -> banger.v1.VM
+	3,   // 57: banger.v1.GetResponse.vm:type_name -> banger.v1.VM
+	68,  // 58: banger.v1.ExecSpec.size:type_name -> banger.v1.WindowSize
+	70,  // 59: banger.v1.AttachRequest.start:type_name -> banger.v1.AttachStart
+	68,  // 60: banger.v1.AttachRequest.resize:type_name -> banger.v1.WindowSize
+	8,   // 61: banger.v1.AttachStart.create:type_name -> banger.v1.CreateRequest
+	67,  // 62: banger.v1.AttachStart.exec:type_name -> banger.v1.ExecSpec
+	1,   // 63: banger.v1.AttachResponse.progress:type_name -> banger.v1.Progress
+	3,   // 64: banger.v1.AttachResponse.vm:type_name -> banger.v1.VM
+	72,  // 65: banger.v1.AttachResponse.exit:type_name -> banger.v1.ExitStatus
+	134, // 66: banger.v1.Image.created_at:type_name -> google.protobuf.Timestamp
+	76,  // 67: banger.v1.Image.config:type_name -> banger.v1.ImageConfig
+	131, // 68: banger.v1.ImageConfig.labels:type_name -> banger.v1.ImageConfig.LabelsEntry
+	75,  // 69: banger.v1.GetImageResponse.image:type_name -> banger.v1.Image
+	80,  // 70: banger.v1.ImportImageRequest.start:type_name -> banger.v1.ImportImageStart
+	86,  // 71: banger.v1.PruneImagesResponse.items:type_name -> banger.v1.PrunedItem
+	75,  // 72: banger.v1.ListImagesResponse.images:type_name -> banger.v1.Image
+	1,   // 73: banger.v1.ExportImageResponse.progress:type_name -> banger.v1.Progress
+	134, // 74: banger.v1.Kernel.created_at:type_name -> google.protobuf.Timestamp
+	94,  // 75: banger.v1.GetKernelResponse.kernel:type_name -> banger.v1.Kernel
+	95,  // 76: banger.v1.GetKernelResponse.features:type_name -> banger.v1.KernelFeature
+	96,  // 77: banger.v1.GetKernelResponse.backends:type_name -> banger.v1.KernelFitness
+	94,  // 78: banger.v1.ListKernelsResponse.kernels:type_name -> banger.v1.Kernel
+	134, // 79: banger.v1.StatusResponse.started_at:type_name -> google.protobuf.Timestamp
+	110, // 80: banger.v1.DoctorResponse.checks:type_name -> banger.v1.Check
+	7,   // 81: banger.v1.DoctorResponse.defaults:type_name -> banger.v1.Spec
+	132, // 82: banger.v1.DoctorResponse.default_sources:type_name -> banger.v1.DoctorResponse.DefaultSourcesEntry
+	109, // 83: banger.v1.DoctorResponse.leftovers:type_name -> banger.v1.Leftover
+	134, // 84: banger.v1.Workspace.prepared_at:type_name -> google.protobuf.Timestamp
+	113, // 85: banger.v1.PrepareWorkspaceRequest.source:type_name -> banger.v1.WorkspaceSource
+	113, // 86: banger.v1.PlanWorkspaceRequest.source:type_name -> banger.v1.WorkspaceSource
+	118, // 87: banger.v1.PlanWorkspaceResponse.files:type_name -> banger.v1.WorkspaceFile
+	1,   // 88: banger.v1.DiffWorkspaceResponse.progress:type_name -> banger.v1.Progress
+	114, // 89: banger.v1.GetWorkspaceResponse.workspace:type_name -> banger.v1.Workspace
+	69,  // 90: banger.v1.VMService.Run:input_type -> banger.v1.AttachRequest
+	69,  // 91: banger.v1.VMService.Exec:input_type -> banger.v1.AttachRequest
+	73,  // 92: banger.v1.VMService.Console:input_type -> banger.v1.ConsoleRequest
+	8,   // 93: banger.v1.VMService.Create:input_type -> banger.v1.CreateRequest
+	24,  // 94: banger.v1.VMService.Start:input_type -> banger.v1.StartRequest
+	25,  // 95: banger.v1.VMService.Stop:input_type -> banger.v1.StopRequest
+	26,  // 96: banger.v1.VMService.Delete:input_type -> banger.v1.DeleteRequest
+	27,  // 97: banger.v1.VMService.Restart:input_type -> banger.v1.RestartRequest
+	28,  // 98: banger.v1.VMService.Kill:input_type -> banger.v1.KillRequest
+	29,  // 99: banger.v1.VMService.Pause:input_type -> banger.v1.PauseRequest
+	30,  // 100: banger.v1.VMService.Resume:input_type -> banger.v1.ResumeRequest
+	31,  // 101: banger.v1.VMService.Set:input_type -> banger.v1.SetRequest
+	34,  // 102: banger.v1.VMService.Wait:input_type -> banger.v1.WaitRequest
+	36,  // 103: banger.v1.VMService.Health:input_type -> banger.v1.HealthRequest
+	38,  // 104: banger.v1.VMService.Stats:input_type -> banger.v1.StatsRequest
+	43,  // 105: banger.v1.VMService.Dial:input_type -> banger.v1.DialRequest
+	46,  // 106: banger.v1.VMService.PutFiles:input_type -> banger.v1.PutFilesRequest
+	49,  // 107: banger.v1.VMService.GetFiles:input_type -> banger.v1.GetFilesRequest
+	41,  // 108: banger.v1.VMService.Ports:input_type -> banger.v1.PortsRequest
+	61,  // 109: banger.v1.VMService.List:input_type -> banger.v1.ListRequest
+	63,  // 110: banger.v1.VMService.Get:input_type -> banger.v1.GetRequest
+	65,  // 111: banger.v1.VMService.Logs:input_type -> banger.v1.LogsRequest
+	54,  // 112: banger.v1.OperationService.ListOperations:input_type -> banger.v1.ListOperationsRequest
+	56,  // 113: banger.v1.OperationService.WatchOperation:input_type -> banger.v1.WatchOperationRequest
+	57,  // 114: banger.v1.OperationService.CancelOperation:input_type -> banger.v1.CancelOperationRequest
+	59,  // 115: banger.v1.EventService.Events:input_type -> banger.v1.EventsRequest
+	87,  // 116: banger.v1.ImageService.ListImages:input_type -> banger.v1.ListImagesRequest
+	77,  // 117: banger.v1.ImageService.GetImage:input_type -> banger.v1.GetImageRequest
+	93,  // 118: banger.v1.ImageService.PullImage:input_type -> banger.v1.PullImageRequest
+	79,  // 119: banger.v1.ImageService.ImportImage:input_type -> banger.v1.ImportImageRequest
+	81,  // 120: banger.v1.ImageService.RegisterImage:input_type -> banger.v1.RegisterImageRequest
+	82,  // 121: banger.v1.ImageService.DeleteImage:input_type -> banger.v1.DeleteImageRequest
+	84,  // 122: banger.v1.ImageService.PruneImages:input_type -> banger.v1.PruneImagesRequest
+	89,  // 123: banger.v1.ImageService.PromoteImage:input_type -> banger.v1.PromoteImageRequest
+	90,  // 124: banger.v1.ImageService.ExportImage:input_type -> banger.v1.ExportImageRequest
+	92,  // 125: banger.v1.ImageService.PushImage:input_type -> banger.v1.PushImageRequest
+	97,  // 126: banger.v1.KernelService.ListKernels:input_type -> banger.v1.ListKernelsRequest
+	98,  // 127: banger.v1.KernelService.GetKernel:input_type -> banger.v1.GetKernelRequest
+	100, // 128: banger.v1.KernelService.PullKernel:input_type -> banger.v1.PullKernelRequest
+	101, // 129: banger.v1.KernelService.ImportKernel:input_type -> banger.v1.ImportKernelRequest
+	102, // 130: banger.v1.KernelService.DeleteKernel:input_type -> banger.v1.DeleteKernelRequest
+	115, // 131: banger.v1.WorkspaceService.Prepare:input_type -> banger.v1.PrepareWorkspaceRequest
+	116, // 132: banger.v1.WorkspaceService.Plan:input_type -> banger.v1.PlanWorkspaceRequest
+	125, // 133: banger.v1.WorkspaceService.Get:input_type -> banger.v1.GetWorkspaceRequest
+	119, // 134: banger.v1.WorkspaceService.Diff:input_type -> banger.v1.DiffWorkspaceRequest
+	121, // 135: banger.v1.WorkspaceService.Export:input_type -> banger.v1.ExportWorkspaceRequest
+	123, // 136: banger.v1.WorkspaceService.Apply:input_type -> banger.v1.ApplyWorkspaceRequest
+	9,   // 137: banger.v1.SnapshotService.Fork:input_type -> banger.v1.ForkRequest
+	12,  // 138: banger.v1.SnapshotService.CreateSnapshot:input_type -> banger.v1.CreateSnapshotRequest
+	13,  // 139: banger.v1.SnapshotService.ListSnapshots:input_type -> banger.v1.ListSnapshotsRequest
+	15,  // 140: banger.v1.SnapshotService.DeleteSnapshot:input_type -> banger.v1.DeleteSnapshotRequest
+	17,  // 141: banger.v1.SnapshotService.RestoreSnapshot:input_type -> banger.v1.RestoreSnapshotRequest
+	19,  // 142: banger.v1.TemplateService.ListTemplates:input_type -> banger.v1.ListTemplatesRequest
+	21,  // 143: banger.v1.TemplateService.BuildTemplate:input_type -> banger.v1.BuildTemplateRequest
+	22,  // 144: banger.v1.TemplateService.DeleteTemplate:input_type -> banger.v1.DeleteTemplateRequest
+	105, // 145: banger.v1.SystemService.Status:input_type -> banger.v1.StatusRequest
+	107, // 146: banger.v1.SystemService.Doctor:input_type -> banger.v1.DoctorRequest
+	111, // 147: banger.v1.SystemService.Shutdown:input_type -> banger.v1.ShutdownRequest
+	71,  // 148: banger.v1.VMService.Run:output_type -> banger.v1.AttachResponse
+	71,  // 149: banger.v1.VMService.Exec:output_type -> banger.v1.AttachResponse
+	74,  // 150: banger.v1.VMService.Console:output_type -> banger.v1.ConsoleResponse
+	2,   // 151: banger.v1.VMService.Create:output_type -> banger.v1.Event
+	2,   // 152: banger.v1.VMService.Start:output_type -> banger.v1.Event
+	2,   // 153: banger.v1.VMService.Stop:output_type -> banger.v1.Event
+	2,   // 154: banger.v1.VMService.Delete:output_type -> banger.v1.Event
+	2,   // 155: banger.v1.VMService.Restart:output_type -> banger.v1.Event
+	2,   // 156: banger.v1.VMService.Kill:output_type -> banger.v1.Event
+	2,   // 157: banger.v1.VMService.Pause:output_type -> banger.v1.Event
+	2,   // 158: banger.v1.VMService.Resume:output_type -> banger.v1.Event
+	32,  // 159: banger.v1.VMService.Set:output_type -> banger.v1.SetResponse
+	35,  // 160: banger.v1.VMService.Wait:output_type -> banger.v1.WaitResponse
+	37,  // 161: banger.v1.VMService.Health:output_type -> banger.v1.HealthResponse
+	39,  // 162: banger.v1.VMService.Stats:output_type -> banger.v1.StatsResponse
+	45,  // 163: banger.v1.VMService.Dial:output_type -> banger.v1.DialResponse
+	48,  // 164: banger.v1.VMService.PutFiles:output_type -> banger.v1.PutFilesResponse
+	50,  // 165: banger.v1.VMService.GetFiles:output_type -> banger.v1.GetFilesResponse
+	42,  // 166: banger.v1.VMService.Ports:output_type -> banger.v1.PortsResponse
+	62,  // 167: banger.v1.VMService.List:output_type -> banger.v1.ListResponse
+	64,  // 168: banger.v1.VMService.Get:output_type -> banger.v1.GetResponse
+	66,  // 169: banger.v1.VMService.Logs:output_type -> banger.v1.LogsResponse
+	55,  // 170: banger.v1.OperationService.ListOperations:output_type -> banger.v1.ListOperationsResponse
+	52,  // 171: banger.v1.OperationService.WatchOperation:output_type -> banger.v1.Operation
+	58,  // 172: banger.v1.OperationService.CancelOperation:output_type -> banger.v1.CancelOperationResponse
+	60,  // 173: banger.v1.EventService.Events:output_type -> banger.v1.JournalEvent
+	88,  // 174: banger.v1.ImageService.ListImages:output_type -> banger.v1.ListImagesResponse
+	78,  // 175: banger.v1.ImageService.GetImage:output_type -> banger.v1.GetImageResponse
+	2,   // 176: banger.v1.ImageService.PullImage:output_type -> banger.v1.Event
+	2,   // 177: banger.v1.ImageService.ImportImage:output_type -> banger.v1.Event
+	2,   // 178: banger.v1.ImageService.RegisterImage:output_type -> banger.v1.Event
+	83,  // 179: banger.v1.ImageService.DeleteImage:output_type -> banger.v1.DeleteImageResponse
+	85,  // 180: banger.v1.ImageService.PruneImages:output_type -> banger.v1.PruneImagesResponse
+	2,   // 181: banger.v1.ImageService.PromoteImage:output_type -> banger.v1.Event
+	91,  // 182: banger.v1.ImageService.ExportImage:output_type -> banger.v1.ExportImageResponse
+	2,   // 183: banger.v1.ImageService.PushImage:output_type -> banger.v1.Event
+	104, // 184: banger.v1.KernelService.ListKernels:output_type -> banger.v1.ListKernelsResponse
+	99,  // 185: banger.v1.KernelService.GetKernel:output_type -> banger.v1.GetKernelResponse
+	2,   // 186: banger.v1.KernelService.PullKernel:output_type -> banger.v1.Event
+	2,   // 187: banger.v1.KernelService.ImportKernel:output_type -> banger.v1.Event
+	103, // 188: banger.v1.KernelService.DeleteKernel:output_type -> banger.v1.DeleteKernelResponse
+	2,   // 189: banger.v1.WorkspaceService.Prepare:output_type -> banger.v1.Event
+	117, // 190: banger.v1.WorkspaceService.Plan:output_type -> banger.v1.PlanWorkspaceResponse
+	126, // 191: banger.v1.WorkspaceService.Get:output_type -> banger.v1.GetWorkspaceResponse
+	120, // 192: banger.v1.WorkspaceService.Diff:output_type -> banger.v1.DiffWorkspaceResponse
+	2,   // 193: banger.v1.WorkspaceService.Export:output_type -> banger.v1.Event
+	2,   // 194: banger.v1.WorkspaceService.Apply:output_type -> banger.v1.Event
+	2,   // 195: banger.v1.SnapshotService.Fork:output_type -> banger.v1.Event
+	2,   // 196: banger.v1.SnapshotService.CreateSnapshot:output_type -> banger.v1.Event
+	14,  // 197: banger.v1.SnapshotService.ListSnapshots:output_type -> banger.v1.ListSnapshotsResponse
+	16,  // 198: banger.v1.SnapshotService.DeleteSnapshot:output_type -> banger.v1.DeleteSnapshotResponse
+	2,   // 199: banger.v1.SnapshotService.RestoreSnapshot:output_type -> banger.v1.Event
+	20,  // 200: banger.v1.TemplateService.ListTemplates:output_type -> banger.v1.ListTemplatesResponse
+	2,   // 201: banger.v1.TemplateService.BuildTemplate:output_type -> banger.v1.Event
+	23,  // 202: banger.v1.TemplateService.DeleteTemplate:output_type -> banger.v1.DeleteTemplateResponse
+	106, // 203: banger.v1.SystemService.Status:output_type -> banger.v1.StatusResponse
+	108, // 204: banger.v1.SystemService.Doctor:output_type -> banger.v1.DoctorResponse
+	112, // 205: banger.v1.SystemService.Shutdown:output_type -> banger.v1.ShutdownResponse
+	148, // [148:206] is the sub-list for method output_type
+	90,  // [90:148] is the sub-list for method input_type
+	90,  // [90:90] is the sub-list for extension type_name
+	90,  // [90:90] is the sub-list for extension extendee
+	0,   // [0:90] is the sub-list for field type_name
 }
 
 func init() { file_banger_v1_banger_proto_init() }
@@ -6676,20 +9492,41 @@ func file_banger_v1_banger_proto_init() {
 		(*Event_Vm)(nil),
 		(*Event_Image)(nil),
 		(*Event_Kernel)(nil),
+		(*Event_Snapshot)(nil),
+		(*Event_Template)(nil),
+		(*Event_Forks)(nil),
+		(*Event_Workspace)(nil),
+		(*Event_Branch)(nil),
+		(*Event_Merge)(nil),
 	}
-	file_banger_v1_banger_proto_msgTypes[15].OneofWrappers = []any{}
+	file_banger_v1_banger_proto_msgTypes[31].OneofWrappers = []any{}
+	file_banger_v1_banger_proto_msgTypes[43].OneofWrappers = []any{
+		(*DialRequest_Start)(nil),
+		(*DialRequest_Data)(nil),
+		(*DialRequest_CloseWrite)(nil),
+	}
 	file_banger_v1_banger_proto_msgTypes[45].OneofWrappers = []any{
+		(*DialResponse_Connected)(nil),
+		(*DialResponse_Data)(nil),
+		(*DialResponse_End)(nil),
+	}
+	file_banger_v1_banger_proto_msgTypes[46].OneofWrappers = []any{
+		(*PutFilesRequest_Start)(nil),
+		(*PutFilesRequest_Data)(nil),
+		(*PutFilesRequest_End)(nil),
+	}
+	file_banger_v1_banger_proto_msgTypes[69].OneofWrappers = []any{
 		(*AttachRequest_Start)(nil),
 		(*AttachRequest_Stdin)(nil),
 		(*AttachRequest_CloseStdin)(nil),
 		(*AttachRequest_Resize)(nil),
 		(*AttachRequest_Signal)(nil),
 	}
-	file_banger_v1_banger_proto_msgTypes[46].OneofWrappers = []any{
+	file_banger_v1_banger_proto_msgTypes[70].OneofWrappers = []any{
 		(*AttachStart_Vm)(nil),
 		(*AttachStart_Create)(nil),
 	}
-	file_banger_v1_banger_proto_msgTypes[47].OneofWrappers = []any{
+	file_banger_v1_banger_proto_msgTypes[71].OneofWrappers = []any{
 		(*AttachResponse_Progress)(nil),
 		(*AttachResponse_Vm)(nil),
 		(*AttachResponse_Started)(nil),
@@ -6698,18 +9535,23 @@ func file_banger_v1_banger_proto_init() {
 		(*AttachResponse_Exit)(nil),
 		(*AttachResponse_StdinCredit)(nil),
 	}
-	file_banger_v1_banger_proto_msgTypes[49].OneofWrappers = []any{
+	file_banger_v1_banger_proto_msgTypes[73].OneofWrappers = []any{
 		(*ConsoleRequest_Vm)(nil),
 		(*ConsoleRequest_Input)(nil),
 	}
-	file_banger_v1_banger_proto_msgTypes[55].OneofWrappers = []any{
+	file_banger_v1_banger_proto_msgTypes[79].OneofWrappers = []any{
 		(*ImportImageRequest_Start)(nil),
 		(*ImportImageRequest_Data)(nil),
 	}
-	file_banger_v1_banger_proto_msgTypes[67].OneofWrappers = []any{
+	file_banger_v1_banger_proto_msgTypes[91].OneofWrappers = []any{
 		(*ExportImageResponse_Progress)(nil),
 		(*ExportImageResponse_Data)(nil),
 		(*ExportImageResponse_Digest)(nil),
+	}
+	file_banger_v1_banger_proto_msgTypes[120].OneofWrappers = []any{
+		(*DiffWorkspaceResponse_Progress)(nil),
+		(*DiffWorkspaceResponse_Data)(nil),
+		(*DiffWorkspaceResponse_Changed)(nil),
 	}
 	type x struct{}
 	out := protoimpl.TypeBuilder{
@@ -6717,9 +9559,9 @@ func file_banger_v1_banger_proto_init() {
 			GoPackagePath: reflect.TypeOf(x{}).PkgPath(),
 			RawDescriptor: unsafe.Slice(unsafe.StringData(file_banger_v1_banger_proto_rawDesc), len(file_banger_v1_banger_proto_rawDesc)),
 			NumEnums:      0,
-			NumMessages:   94,
+			NumMessages:   133,
 			NumExtensions: 0,
-			NumServices:   6,
+			NumServices:   9,
 		},
 		GoTypes:           file_banger_v1_banger_proto_goTypes,
 		DependencyIndexes: file_banger_v1_banger_proto_depIdxs,

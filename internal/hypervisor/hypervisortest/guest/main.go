@@ -75,6 +75,10 @@ func run() error {
 // serve answers the lines of the link until the link ends.
 func serve(link, console io.ReadWriter, p platform) error {
 	var ticks atomic.Int64
+	// A process goes on counting where the guest stood that it was restored from; a machine's memory knows.
+	if before, err := strconv.ParseInt(os.Getenv("FAKEVMM_RAN_MS"), 10, 64); err == nil {
+		ticks.Store(before)
+	}
 	go func() {
 		for range time.Tick(time.Millisecond) {
 			ticks.Add(1)

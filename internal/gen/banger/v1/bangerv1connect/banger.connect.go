@@ -35,6 +35,12 @@ const (
 	ImageServiceName = "banger.v1.ImageService"
 	// KernelServiceName is the fully-qualified name of the KernelService service.
 	KernelServiceName = "banger.v1.KernelService"
+	// WorkspaceServiceName is the fully-qualified name of the WorkspaceService service.
+	WorkspaceServiceName = "banger.v1.WorkspaceService"
+	// SnapshotServiceName is the fully-qualified name of the SnapshotService service.
+	SnapshotServiceName = "banger.v1.SnapshotService"
+	// TemplateServiceName is the fully-qualified name of the TemplateService service.
+	TemplateServiceName = "banger.v1.TemplateService"
 	// SystemServiceName is the fully-qualified name of the SystemService service.
 	SystemServiceName = "banger.v1.SystemService"
 )
@@ -77,6 +83,12 @@ const (
 	VMServiceHealthProcedure = "/banger.v1.VMService/Health"
 	// VMServiceStatsProcedure is the fully-qualified name of the VMService's Stats RPC.
 	VMServiceStatsProcedure = "/banger.v1.VMService/Stats"
+	// VMServiceDialProcedure is the fully-qualified name of the VMService's Dial RPC.
+	VMServiceDialProcedure = "/banger.v1.VMService/Dial"
+	// VMServicePutFilesProcedure is the fully-qualified name of the VMService's PutFiles RPC.
+	VMServicePutFilesProcedure = "/banger.v1.VMService/PutFiles"
+	// VMServiceGetFilesProcedure is the fully-qualified name of the VMService's GetFiles RPC.
+	VMServiceGetFilesProcedure = "/banger.v1.VMService/GetFiles"
 	// VMServicePortsProcedure is the fully-qualified name of the VMService's Ports RPC.
 	VMServicePortsProcedure = "/banger.v1.VMService/Ports"
 	// VMServiceListProcedure is the fully-qualified name of the VMService's List RPC.
@@ -136,6 +148,42 @@ const (
 	// KernelServiceDeleteKernelProcedure is the fully-qualified name of the KernelService's
 	// DeleteKernel RPC.
 	KernelServiceDeleteKernelProcedure = "/banger.v1.KernelService/DeleteKernel"
+	// WorkspaceServicePrepareProcedure is the fully-qualified name of the WorkspaceService's Prepare
+	// RPC.
+	WorkspaceServicePrepareProcedure = "/banger.v1.WorkspaceService/Prepare"
+	// WorkspaceServicePlanProcedure is the fully-qualified name of the WorkspaceService's Plan RPC.
+	WorkspaceServicePlanProcedure = "/banger.v1.WorkspaceService/Plan"
+	// WorkspaceServiceGetProcedure is the fully-qualified name of the WorkspaceService's Get RPC.
+	WorkspaceServiceGetProcedure = "/banger.v1.WorkspaceService/Get"
+	// WorkspaceServiceDiffProcedure is the fully-qualified name of the WorkspaceService's Diff RPC.
+	WorkspaceServiceDiffProcedure = "/banger.v1.WorkspaceService/Diff"
+	// WorkspaceServiceExportProcedure is the fully-qualified name of the WorkspaceService's Export RPC.
+	WorkspaceServiceExportProcedure = "/banger.v1.WorkspaceService/Export"
+	// WorkspaceServiceApplyProcedure is the fully-qualified name of the WorkspaceService's Apply RPC.
+	WorkspaceServiceApplyProcedure = "/banger.v1.WorkspaceService/Apply"
+	// SnapshotServiceForkProcedure is the fully-qualified name of the SnapshotService's Fork RPC.
+	SnapshotServiceForkProcedure = "/banger.v1.SnapshotService/Fork"
+	// SnapshotServiceCreateSnapshotProcedure is the fully-qualified name of the SnapshotService's
+	// CreateSnapshot RPC.
+	SnapshotServiceCreateSnapshotProcedure = "/banger.v1.SnapshotService/CreateSnapshot"
+	// SnapshotServiceListSnapshotsProcedure is the fully-qualified name of the SnapshotService's
+	// ListSnapshots RPC.
+	SnapshotServiceListSnapshotsProcedure = "/banger.v1.SnapshotService/ListSnapshots"
+	// SnapshotServiceDeleteSnapshotProcedure is the fully-qualified name of the SnapshotService's
+	// DeleteSnapshot RPC.
+	SnapshotServiceDeleteSnapshotProcedure = "/banger.v1.SnapshotService/DeleteSnapshot"
+	// SnapshotServiceRestoreSnapshotProcedure is the fully-qualified name of the SnapshotService's
+	// RestoreSnapshot RPC.
+	SnapshotServiceRestoreSnapshotProcedure = "/banger.v1.SnapshotService/RestoreSnapshot"
+	// TemplateServiceListTemplatesProcedure is the fully-qualified name of the TemplateService's
+	// ListTemplates RPC.
+	TemplateServiceListTemplatesProcedure = "/banger.v1.TemplateService/ListTemplates"
+	// TemplateServiceBuildTemplateProcedure is the fully-qualified name of the TemplateService's
+	// BuildTemplate RPC.
+	TemplateServiceBuildTemplateProcedure = "/banger.v1.TemplateService/BuildTemplate"
+	// TemplateServiceDeleteTemplateProcedure is the fully-qualified name of the TemplateService's
+	// DeleteTemplate RPC.
+	TemplateServiceDeleteTemplateProcedure = "/banger.v1.TemplateService/DeleteTemplate"
 	// SystemServiceStatusProcedure is the fully-qualified name of the SystemService's Status RPC.
 	SystemServiceStatusProcedure = "/banger.v1.SystemService/Status"
 	// SystemServiceDoctorProcedure is the fully-qualified name of the SystemService's Doctor RPC.
@@ -174,6 +222,15 @@ type VMServiceClient interface {
 	Health(context.Context, *connect.Request[v1.HealthRequest]) (*connect.Response[v1.HealthResponse], error)
 	// Stats streams samples of use: those of the last hour if history is set, then the newest, then with follow each new one.
 	Stats(context.Context, *connect.Request[v1.StatsRequest]) (*connect.ServerStreamForClient[v1.StatsResponse], error)
+	// Dial connects to an address from inside the guest and passes bytes both ways. The first request holds the start
+	// message; the first response says that the connection is there. Each direction ends by itself.
+	Dial(context.Context) *connect.BidiStreamForClient[v1.DialRequest, v1.DialResponse]
+	// PutFiles copies into a guest. The first request holds the start message, the next ones a tar stream, the last one the
+	// end; a stream that breaks off before has failed. The response comes when all is in place.
+	PutFiles(context.Context) *connect.ClientStreamForClient[v1.PutFilesRequest, v1.PutFilesResponse]
+	// GetFiles copies out of a guest, as a tar stream that ends with the call. Its bytes are the guest's: whoever unpacks them
+	// handles a hostile archive of any length.
+	GetFiles(context.Context, *connect.Request[v1.GetFilesRequest]) (*connect.ServerStreamForClient[v1.GetFilesResponse], error)
 	// Ports lists what the guest listens on.
 	Ports(context.Context, *connect.Request[v1.PortsRequest]) (*connect.Response[v1.PortsResponse], error)
 	List(context.Context, *connect.Request[v1.ListRequest]) (*connect.Response[v1.ListResponse], error)
@@ -283,6 +340,24 @@ func NewVMServiceClient(httpClient connect.HTTPClient, baseURL string, opts ...c
 			connect.WithSchema(vMServiceMethods.ByName("Stats")),
 			connect.WithClientOptions(opts...),
 		),
+		dial: connect.NewClient[v1.DialRequest, v1.DialResponse](
+			httpClient,
+			baseURL+VMServiceDialProcedure,
+			connect.WithSchema(vMServiceMethods.ByName("Dial")),
+			connect.WithClientOptions(opts...),
+		),
+		putFiles: connect.NewClient[v1.PutFilesRequest, v1.PutFilesResponse](
+			httpClient,
+			baseURL+VMServicePutFilesProcedure,
+			connect.WithSchema(vMServiceMethods.ByName("PutFiles")),
+			connect.WithClientOptions(opts...),
+		),
+		getFiles: connect.NewClient[v1.GetFilesRequest, v1.GetFilesResponse](
+			httpClient,
+			baseURL+VMServiceGetFilesProcedure,
+			connect.WithSchema(vMServiceMethods.ByName("GetFiles")),
+			connect.WithClientOptions(opts...),
+		),
 		ports: connect.NewClient[v1.PortsRequest, v1.PortsResponse](
 			httpClient,
 			baseURL+VMServicePortsProcedure,
@@ -312,25 +387,28 @@ func NewVMServiceClient(httpClient connect.HTTPClient, baseURL string, opts ...c
 
 // vMServiceClient implements VMServiceClient.
 type vMServiceClient struct {
-	run     *connect.Client[v1.AttachRequest, v1.AttachResponse]
-	exec    *connect.Client[v1.AttachRequest, v1.AttachResponse]
-	console *connect.Client[v1.ConsoleRequest, v1.ConsoleResponse]
-	create  *connect.Client[v1.CreateRequest, v1.Event]
-	start   *connect.Client[v1.StartRequest, v1.Event]
-	stop    *connect.Client[v1.StopRequest, v1.Event]
-	delete  *connect.Client[v1.DeleteRequest, v1.Event]
-	restart *connect.Client[v1.RestartRequest, v1.Event]
-	kill    *connect.Client[v1.KillRequest, v1.Event]
-	pause   *connect.Client[v1.PauseRequest, v1.Event]
-	resume  *connect.Client[v1.ResumeRequest, v1.Event]
-	set     *connect.Client[v1.SetRequest, v1.SetResponse]
-	wait    *connect.Client[v1.WaitRequest, v1.WaitResponse]
-	health  *connect.Client[v1.HealthRequest, v1.HealthResponse]
-	stats   *connect.Client[v1.StatsRequest, v1.StatsResponse]
-	ports   *connect.Client[v1.PortsRequest, v1.PortsResponse]
-	list    *connect.Client[v1.ListRequest, v1.ListResponse]
-	get     *connect.Client[v1.GetRequest, v1.GetResponse]
-	logs    *connect.Client[v1.LogsRequest, v1.LogsResponse]
+	run      *connect.Client[v1.AttachRequest, v1.AttachResponse]
+	exec     *connect.Client[v1.AttachRequest, v1.AttachResponse]
+	console  *connect.Client[v1.ConsoleRequest, v1.ConsoleResponse]
+	create   *connect.Client[v1.CreateRequest, v1.Event]
+	start    *connect.Client[v1.StartRequest, v1.Event]
+	stop     *connect.Client[v1.StopRequest, v1.Event]
+	delete   *connect.Client[v1.DeleteRequest, v1.Event]
+	restart  *connect.Client[v1.RestartRequest, v1.Event]
+	kill     *connect.Client[v1.KillRequest, v1.Event]
+	pause    *connect.Client[v1.PauseRequest, v1.Event]
+	resume   *connect.Client[v1.ResumeRequest, v1.Event]
+	set      *connect.Client[v1.SetRequest, v1.SetResponse]
+	wait     *connect.Client[v1.WaitRequest, v1.WaitResponse]
+	health   *connect.Client[v1.HealthRequest, v1.HealthResponse]
+	stats    *connect.Client[v1.StatsRequest, v1.StatsResponse]
+	dial     *connect.Client[v1.DialRequest, v1.DialResponse]
+	putFiles *connect.Client[v1.PutFilesRequest, v1.PutFilesResponse]
+	getFiles *connect.Client[v1.GetFilesRequest, v1.GetFilesResponse]
+	ports    *connect.Client[v1.PortsRequest, v1.PortsResponse]
+	list     *connect.Client[v1.ListRequest, v1.ListResponse]
+	get      *connect.Client[v1.GetRequest, v1.GetResponse]
+	logs     *connect.Client[v1.LogsRequest, v1.LogsResponse]
 }
 
 // Run calls banger.v1.VMService.Run.
@@ -408,6 +486,21 @@ func (c *vMServiceClient) Stats(ctx context.Context, req *connect.Request[v1.Sta
 	return c.stats.CallServerStream(ctx, req)
 }
 
+// Dial calls banger.v1.VMService.Dial.
+func (c *vMServiceClient) Dial(ctx context.Context) *connect.BidiStreamForClient[v1.DialRequest, v1.DialResponse] {
+	return c.dial.CallBidiStream(ctx)
+}
+
+// PutFiles calls banger.v1.VMService.PutFiles.
+func (c *vMServiceClient) PutFiles(ctx context.Context) *connect.ClientStreamForClient[v1.PutFilesRequest, v1.PutFilesResponse] {
+	return c.putFiles.CallClientStream(ctx)
+}
+
+// GetFiles calls banger.v1.VMService.GetFiles.
+func (c *vMServiceClient) GetFiles(ctx context.Context, req *connect.Request[v1.GetFilesRequest]) (*connect.ServerStreamForClient[v1.GetFilesResponse], error) {
+	return c.getFiles.CallServerStream(ctx, req)
+}
+
 // Ports calls banger.v1.VMService.Ports.
 func (c *vMServiceClient) Ports(ctx context.Context, req *connect.Request[v1.PortsRequest]) (*connect.Response[v1.PortsResponse], error) {
 	return c.ports.CallUnary(ctx, req)
@@ -458,6 +551,15 @@ type VMServiceHandler interface {
 	Health(context.Context, *connect.Request[v1.HealthRequest]) (*connect.Response[v1.HealthResponse], error)
 	// Stats streams samples of use: those of the last hour if history is set, then the newest, then with follow each new one.
 	Stats(context.Context, *connect.Request[v1.StatsRequest], *connect.ServerStream[v1.StatsResponse]) error
+	// Dial connects to an address from inside the guest and passes bytes both ways. The first request holds the start
+	// message; the first response says that the connection is there. Each direction ends by itself.
+	Dial(context.Context, *connect.BidiStream[v1.DialRequest, v1.DialResponse]) error
+	// PutFiles copies into a guest. The first request holds the start message, the next ones a tar stream, the last one the
+	// end; a stream that breaks off before has failed. The response comes when all is in place.
+	PutFiles(context.Context, *connect.ClientStream[v1.PutFilesRequest]) (*connect.Response[v1.PutFilesResponse], error)
+	// GetFiles copies out of a guest, as a tar stream that ends with the call. Its bytes are the guest's: whoever unpacks them
+	// handles a hostile archive of any length.
+	GetFiles(context.Context, *connect.Request[v1.GetFilesRequest], *connect.ServerStream[v1.GetFilesResponse]) error
 	// Ports lists what the guest listens on.
 	Ports(context.Context, *connect.Request[v1.PortsRequest]) (*connect.Response[v1.PortsResponse], error)
 	List(context.Context, *connect.Request[v1.ListRequest]) (*connect.Response[v1.ListResponse], error)
@@ -563,6 +665,24 @@ func NewVMServiceHandler(svc VMServiceHandler, opts ...connect.HandlerOption) (s
 		connect.WithSchema(vMServiceMethods.ByName("Stats")),
 		connect.WithHandlerOptions(opts...),
 	)
+	vMServiceDialHandler := connect.NewBidiStreamHandler(
+		VMServiceDialProcedure,
+		svc.Dial,
+		connect.WithSchema(vMServiceMethods.ByName("Dial")),
+		connect.WithHandlerOptions(opts...),
+	)
+	vMServicePutFilesHandler := connect.NewClientStreamHandler(
+		VMServicePutFilesProcedure,
+		svc.PutFiles,
+		connect.WithSchema(vMServiceMethods.ByName("PutFiles")),
+		connect.WithHandlerOptions(opts...),
+	)
+	vMServiceGetFilesHandler := connect.NewServerStreamHandler(
+		VMServiceGetFilesProcedure,
+		svc.GetFiles,
+		connect.WithSchema(vMServiceMethods.ByName("GetFiles")),
+		connect.WithHandlerOptions(opts...),
+	)
 	vMServicePortsHandler := connect.NewUnaryHandler(
 		VMServicePortsProcedure,
 		svc.Ports,
@@ -619,6 +739,12 @@ func NewVMServiceHandler(svc VMServiceHandler, opts ...connect.HandlerOption) (s
 			vMServiceHealthHandler.ServeHTTP(w, r)
 		case VMServiceStatsProcedure:
 			vMServiceStatsHandler.ServeHTTP(w, r)
+		case VMServiceDialProcedure:
+			vMServiceDialHandler.ServeHTTP(w, r)
+		case VMServicePutFilesProcedure:
+			vMServicePutFilesHandler.ServeHTTP(w, r)
+		case VMServiceGetFilesProcedure:
+			vMServiceGetFilesHandler.ServeHTTP(w, r)
 		case VMServicePortsProcedure:
 			vMServicePortsHandler.ServeHTTP(w, r)
 		case VMServiceListProcedure:
@@ -694,6 +820,18 @@ func (UnimplementedVMServiceHandler) Health(context.Context, *connect.Request[v1
 
 func (UnimplementedVMServiceHandler) Stats(context.Context, *connect.Request[v1.StatsRequest], *connect.ServerStream[v1.StatsResponse]) error {
 	return connect.NewError(connect.CodeUnimplemented, errors.New("banger.v1.VMService.Stats is not implemented"))
+}
+
+func (UnimplementedVMServiceHandler) Dial(context.Context, *connect.BidiStream[v1.DialRequest, v1.DialResponse]) error {
+	return connect.NewError(connect.CodeUnimplemented, errors.New("banger.v1.VMService.Dial is not implemented"))
+}
+
+func (UnimplementedVMServiceHandler) PutFiles(context.Context, *connect.ClientStream[v1.PutFilesRequest]) (*connect.Response[v1.PutFilesResponse], error) {
+	return nil, connect.NewError(connect.CodeUnimplemented, errors.New("banger.v1.VMService.PutFiles is not implemented"))
+}
+
+func (UnimplementedVMServiceHandler) GetFiles(context.Context, *connect.Request[v1.GetFilesRequest], *connect.ServerStream[v1.GetFilesResponse]) error {
+	return connect.NewError(connect.CodeUnimplemented, errors.New("banger.v1.VMService.GetFiles is not implemented"))
 }
 
 func (UnimplementedVMServiceHandler) Ports(context.Context, *connect.Request[v1.PortsRequest]) (*connect.Response[v1.PortsResponse], error) {
@@ -1426,6 +1564,524 @@ func (UnimplementedKernelServiceHandler) ImportKernel(context.Context, *connect.
 
 func (UnimplementedKernelServiceHandler) DeleteKernel(context.Context, *connect.Request[v1.DeleteKernelRequest]) (*connect.Response[v1.DeleteKernelResponse], error) {
 	return nil, connect.NewError(connect.CodeUnimplemented, errors.New("banger.v1.KernelService.DeleteKernel is not implemented"))
+}
+
+// WorkspaceServiceClient is a client for the banger.v1.WorkspaceService service.
+type WorkspaceServiceClient interface {
+	// Prepare puts a directory of the host, or the git repository around it, into a running VM; the last event has the workspace.
+	Prepare(context.Context, *connect.Request[v1.PrepareWorkspaceRequest]) (*connect.ServerStreamForClient[v1.Event], error)
+	// Plan streams what Prepare would put into a VM: first what is known of the whole, then the files.
+	Plan(context.Context, *connect.Request[v1.PlanWorkspaceRequest]) (*connect.ServerStreamForClient[v1.PlanWorkspaceResponse], error)
+	// Get returns what was put into a VM.
+	Get(context.Context, *connect.Request[v1.GetWorkspaceRequest]) (*connect.Response[v1.GetWorkspaceResponse], error)
+	// Diff streams what has changed in a VM's workspace since it was put there, as a patch that git apply takes.
+	Diff(context.Context, *connect.Request[v1.DiffWorkspaceRequest]) (*connect.ServerStreamForClient[v1.DiffWorkspaceResponse], error)
+	// Export makes a branch in the host's repository of what has changed; the last event has the branch.
+	Export(context.Context, *connect.Request[v1.ExportWorkspaceRequest]) (*connect.ServerStreamForClient[v1.Event], error)
+	// Apply merges what has changed into the host's working tree; the last event says what came of it.
+	Apply(context.Context, *connect.Request[v1.ApplyWorkspaceRequest]) (*connect.ServerStreamForClient[v1.Event], error)
+}
+
+// NewWorkspaceServiceClient constructs a client for the banger.v1.WorkspaceService service. By
+// default, it uses the Connect protocol with the binary Protobuf Codec, asks for gzipped responses,
+// and sends uncompressed requests. To use the gRPC or gRPC-Web protocols, supply the
+// connect.WithGRPC() or connect.WithGRPCWeb() options.
+//
+// The URL supplied here should be the base URL for the Connect or gRPC server (for example,
+// http://api.acme.com or https://acme.com/grpc).
+func NewWorkspaceServiceClient(httpClient connect.HTTPClient, baseURL string, opts ...connect.ClientOption) WorkspaceServiceClient {
+	baseURL = strings.TrimRight(baseURL, "/")
+	workspaceServiceMethods := v1.File_banger_v1_banger_proto.Services().ByName("WorkspaceService").Methods()
+	return &workspaceServiceClient{
+		prepare: connect.NewClient[v1.PrepareWorkspaceRequest, v1.Event](
+			httpClient,
+			baseURL+WorkspaceServicePrepareProcedure,
+			connect.WithSchema(workspaceServiceMethods.ByName("Prepare")),
+			connect.WithClientOptions(opts...),
+		),
+		plan: connect.NewClient[v1.PlanWorkspaceRequest, v1.PlanWorkspaceResponse](
+			httpClient,
+			baseURL+WorkspaceServicePlanProcedure,
+			connect.WithSchema(workspaceServiceMethods.ByName("Plan")),
+			connect.WithClientOptions(opts...),
+		),
+		get: connect.NewClient[v1.GetWorkspaceRequest, v1.GetWorkspaceResponse](
+			httpClient,
+			baseURL+WorkspaceServiceGetProcedure,
+			connect.WithSchema(workspaceServiceMethods.ByName("Get")),
+			connect.WithClientOptions(opts...),
+		),
+		diff: connect.NewClient[v1.DiffWorkspaceRequest, v1.DiffWorkspaceResponse](
+			httpClient,
+			baseURL+WorkspaceServiceDiffProcedure,
+			connect.WithSchema(workspaceServiceMethods.ByName("Diff")),
+			connect.WithClientOptions(opts...),
+		),
+		export: connect.NewClient[v1.ExportWorkspaceRequest, v1.Event](
+			httpClient,
+			baseURL+WorkspaceServiceExportProcedure,
+			connect.WithSchema(workspaceServiceMethods.ByName("Export")),
+			connect.WithClientOptions(opts...),
+		),
+		apply: connect.NewClient[v1.ApplyWorkspaceRequest, v1.Event](
+			httpClient,
+			baseURL+WorkspaceServiceApplyProcedure,
+			connect.WithSchema(workspaceServiceMethods.ByName("Apply")),
+			connect.WithClientOptions(opts...),
+		),
+	}
+}
+
+// workspaceServiceClient implements WorkspaceServiceClient.
+type workspaceServiceClient struct {
+	prepare *connect.Client[v1.PrepareWorkspaceRequest, v1.Event]
+	plan    *connect.Client[v1.PlanWorkspaceRequest, v1.PlanWorkspaceResponse]
+	get     *connect.Client[v1.GetWorkspaceRequest, v1.GetWorkspaceResponse]
+	diff    *connect.Client[v1.DiffWorkspaceRequest, v1.DiffWorkspaceResponse]
+	export  *connect.Client[v1.ExportWorkspaceRequest, v1.Event]
+	apply   *connect.Client[v1.ApplyWorkspaceRequest, v1.Event]
+}
+
+// Prepare calls banger.v1.WorkspaceService.Prepare.
+func (c *workspaceServiceClient) Prepare(ctx context.Context, req *connect.Request[v1.PrepareWorkspaceRequest]) (*connect.ServerStreamForClient[v1.Event], error) {
+	return c.prepare.CallServerStream(ctx, req)
+}
+
+// Plan calls banger.v1.WorkspaceService.Plan.
+func (c *workspaceServiceClient) Plan(ctx context.Context, req *connect.Request[v1.PlanWorkspaceRequest]) (*connect.ServerStreamForClient[v1.PlanWorkspaceResponse], error) {
+	return c.plan.CallServerStream(ctx, req)
+}
+
+// Get calls banger.v1.WorkspaceService.Get.
+func (c *workspaceServiceClient) Get(ctx context.Context, req *connect.Request[v1.GetWorkspaceRequest]) (*connect.Response[v1.GetWorkspaceResponse], error) {
+	return c.get.CallUnary(ctx, req)
+}
+
+// Diff calls banger.v1.WorkspaceService.Diff.
+func (c *workspaceServiceClient) Diff(ctx context.Context, req *connect.Request[v1.DiffWorkspaceRequest]) (*connect.ServerStreamForClient[v1.DiffWorkspaceResponse], error) {
+	return c.diff.CallServerStream(ctx, req)
+}
+
+// Export calls banger.v1.WorkspaceService.Export.
+func (c *workspaceServiceClient) Export(ctx context.Context, req *connect.Request[v1.ExportWorkspaceRequest]) (*connect.ServerStreamForClient[v1.Event], error) {
+	return c.export.CallServerStream(ctx, req)
+}
+
+// Apply calls banger.v1.WorkspaceService.Apply.
+func (c *workspaceServiceClient) Apply(ctx context.Context, req *connect.Request[v1.ApplyWorkspaceRequest]) (*connect.ServerStreamForClient[v1.Event], error) {
+	return c.apply.CallServerStream(ctx, req)
+}
+
+// WorkspaceServiceHandler is an implementation of the banger.v1.WorkspaceService service.
+type WorkspaceServiceHandler interface {
+	// Prepare puts a directory of the host, or the git repository around it, into a running VM; the last event has the workspace.
+	Prepare(context.Context, *connect.Request[v1.PrepareWorkspaceRequest], *connect.ServerStream[v1.Event]) error
+	// Plan streams what Prepare would put into a VM: first what is known of the whole, then the files.
+	Plan(context.Context, *connect.Request[v1.PlanWorkspaceRequest], *connect.ServerStream[v1.PlanWorkspaceResponse]) error
+	// Get returns what was put into a VM.
+	Get(context.Context, *connect.Request[v1.GetWorkspaceRequest]) (*connect.Response[v1.GetWorkspaceResponse], error)
+	// Diff streams what has changed in a VM's workspace since it was put there, as a patch that git apply takes.
+	Diff(context.Context, *connect.Request[v1.DiffWorkspaceRequest], *connect.ServerStream[v1.DiffWorkspaceResponse]) error
+	// Export makes a branch in the host's repository of what has changed; the last event has the branch.
+	Export(context.Context, *connect.Request[v1.ExportWorkspaceRequest], *connect.ServerStream[v1.Event]) error
+	// Apply merges what has changed into the host's working tree; the last event says what came of it.
+	Apply(context.Context, *connect.Request[v1.ApplyWorkspaceRequest], *connect.ServerStream[v1.Event]) error
+}
+
+// NewWorkspaceServiceHandler builds an HTTP handler from the service implementation. It returns the
+// path on which to mount the handler and the handler itself.
+//
+// By default, handlers support the Connect, gRPC, and gRPC-Web protocols with the binary Protobuf
+// and JSON codecs. They also support gzip compression.
+func NewWorkspaceServiceHandler(svc WorkspaceServiceHandler, opts ...connect.HandlerOption) (string, http.Handler) {
+	workspaceServiceMethods := v1.File_banger_v1_banger_proto.Services().ByName("WorkspaceService").Methods()
+	workspaceServicePrepareHandler := connect.NewServerStreamHandler(
+		WorkspaceServicePrepareProcedure,
+		svc.Prepare,
+		connect.WithSchema(workspaceServiceMethods.ByName("Prepare")),
+		connect.WithHandlerOptions(opts...),
+	)
+	workspaceServicePlanHandler := connect.NewServerStreamHandler(
+		WorkspaceServicePlanProcedure,
+		svc.Plan,
+		connect.WithSchema(workspaceServiceMethods.ByName("Plan")),
+		connect.WithHandlerOptions(opts...),
+	)
+	workspaceServiceGetHandler := connect.NewUnaryHandler(
+		WorkspaceServiceGetProcedure,
+		svc.Get,
+		connect.WithSchema(workspaceServiceMethods.ByName("Get")),
+		connect.WithHandlerOptions(opts...),
+	)
+	workspaceServiceDiffHandler := connect.NewServerStreamHandler(
+		WorkspaceServiceDiffProcedure,
+		svc.Diff,
+		connect.WithSchema(workspaceServiceMethods.ByName("Diff")),
+		connect.WithHandlerOptions(opts...),
+	)
+	workspaceServiceExportHandler := connect.NewServerStreamHandler(
+		WorkspaceServiceExportProcedure,
+		svc.Export,
+		connect.WithSchema(workspaceServiceMethods.ByName("Export")),
+		connect.WithHandlerOptions(opts...),
+	)
+	workspaceServiceApplyHandler := connect.NewServerStreamHandler(
+		WorkspaceServiceApplyProcedure,
+		svc.Apply,
+		connect.WithSchema(workspaceServiceMethods.ByName("Apply")),
+		connect.WithHandlerOptions(opts...),
+	)
+	return "/banger.v1.WorkspaceService/", http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
+		switch r.URL.Path {
+		case WorkspaceServicePrepareProcedure:
+			workspaceServicePrepareHandler.ServeHTTP(w, r)
+		case WorkspaceServicePlanProcedure:
+			workspaceServicePlanHandler.ServeHTTP(w, r)
+		case WorkspaceServiceGetProcedure:
+			workspaceServiceGetHandler.ServeHTTP(w, r)
+		case WorkspaceServiceDiffProcedure:
+			workspaceServiceDiffHandler.ServeHTTP(w, r)
+		case WorkspaceServiceExportProcedure:
+			workspaceServiceExportHandler.ServeHTTP(w, r)
+		case WorkspaceServiceApplyProcedure:
+			workspaceServiceApplyHandler.ServeHTTP(w, r)
+		default:
+			http.NotFound(w, r)
+		}
+	})
+}
+
+// UnimplementedWorkspaceServiceHandler returns CodeUnimplemented from all methods.
+type UnimplementedWorkspaceServiceHandler struct{}
+
+func (UnimplementedWorkspaceServiceHandler) Prepare(context.Context, *connect.Request[v1.PrepareWorkspaceRequest], *connect.ServerStream[v1.Event]) error {
+	return connect.NewError(connect.CodeUnimplemented, errors.New("banger.v1.WorkspaceService.Prepare is not implemented"))
+}
+
+func (UnimplementedWorkspaceServiceHandler) Plan(context.Context, *connect.Request[v1.PlanWorkspaceRequest], *connect.ServerStream[v1.PlanWorkspaceResponse]) error {
+	return connect.NewError(connect.CodeUnimplemented, errors.New("banger.v1.WorkspaceService.Plan is not implemented"))
+}
+
+func (UnimplementedWorkspaceServiceHandler) Get(context.Context, *connect.Request[v1.GetWorkspaceRequest]) (*connect.Response[v1.GetWorkspaceResponse], error) {
+	return nil, connect.NewError(connect.CodeUnimplemented, errors.New("banger.v1.WorkspaceService.Get is not implemented"))
+}
+
+func (UnimplementedWorkspaceServiceHandler) Diff(context.Context, *connect.Request[v1.DiffWorkspaceRequest], *connect.ServerStream[v1.DiffWorkspaceResponse]) error {
+	return connect.NewError(connect.CodeUnimplemented, errors.New("banger.v1.WorkspaceService.Diff is not implemented"))
+}
+
+func (UnimplementedWorkspaceServiceHandler) Export(context.Context, *connect.Request[v1.ExportWorkspaceRequest], *connect.ServerStream[v1.Event]) error {
+	return connect.NewError(connect.CodeUnimplemented, errors.New("banger.v1.WorkspaceService.Export is not implemented"))
+}
+
+func (UnimplementedWorkspaceServiceHandler) Apply(context.Context, *connect.Request[v1.ApplyWorkspaceRequest], *connect.ServerStream[v1.Event]) error {
+	return connect.NewError(connect.CodeUnimplemented, errors.New("banger.v1.WorkspaceService.Apply is not implemented"))
+}
+
+// SnapshotServiceClient is a client for the banger.v1.SnapshotService service.
+type SnapshotServiceClient interface {
+	// Fork makes copies of a VM that runs or is paused, which goes on; the last event has the copies.
+	Fork(context.Context, *connect.Request[v1.ForkRequest]) (*connect.ServerStreamForClient[v1.Event], error)
+	// CreateSnapshot saves a VM, which goes on, as a point to return to; the last event has the snapshot.
+	CreateSnapshot(context.Context, *connect.Request[v1.CreateSnapshotRequest]) (*connect.ServerStreamForClient[v1.Event], error)
+	ListSnapshots(context.Context, *connect.Request[v1.ListSnapshotsRequest]) (*connect.Response[v1.ListSnapshotsResponse], error)
+	DeleteSnapshot(context.Context, *connect.Request[v1.DeleteSnapshotRequest]) (*connect.Response[v1.DeleteSnapshotResponse], error)
+	// RestoreSnapshot lets a VM go on from one of its snapshots, or makes a new VM that does; the last event has the VM.
+	RestoreSnapshot(context.Context, *connect.Request[v1.RestoreSnapshotRequest]) (*connect.ServerStreamForClient[v1.Event], error)
+}
+
+// NewSnapshotServiceClient constructs a client for the banger.v1.SnapshotService service. By
+// default, it uses the Connect protocol with the binary Protobuf Codec, asks for gzipped responses,
+// and sends uncompressed requests. To use the gRPC or gRPC-Web protocols, supply the
+// connect.WithGRPC() or connect.WithGRPCWeb() options.
+//
+// The URL supplied here should be the base URL for the Connect or gRPC server (for example,
+// http://api.acme.com or https://acme.com/grpc).
+func NewSnapshotServiceClient(httpClient connect.HTTPClient, baseURL string, opts ...connect.ClientOption) SnapshotServiceClient {
+	baseURL = strings.TrimRight(baseURL, "/")
+	snapshotServiceMethods := v1.File_banger_v1_banger_proto.Services().ByName("SnapshotService").Methods()
+	return &snapshotServiceClient{
+		fork: connect.NewClient[v1.ForkRequest, v1.Event](
+			httpClient,
+			baseURL+SnapshotServiceForkProcedure,
+			connect.WithSchema(snapshotServiceMethods.ByName("Fork")),
+			connect.WithClientOptions(opts...),
+		),
+		createSnapshot: connect.NewClient[v1.CreateSnapshotRequest, v1.Event](
+			httpClient,
+			baseURL+SnapshotServiceCreateSnapshotProcedure,
+			connect.WithSchema(snapshotServiceMethods.ByName("CreateSnapshot")),
+			connect.WithClientOptions(opts...),
+		),
+		listSnapshots: connect.NewClient[v1.ListSnapshotsRequest, v1.ListSnapshotsResponse](
+			httpClient,
+			baseURL+SnapshotServiceListSnapshotsProcedure,
+			connect.WithSchema(snapshotServiceMethods.ByName("ListSnapshots")),
+			connect.WithClientOptions(opts...),
+		),
+		deleteSnapshot: connect.NewClient[v1.DeleteSnapshotRequest, v1.DeleteSnapshotResponse](
+			httpClient,
+			baseURL+SnapshotServiceDeleteSnapshotProcedure,
+			connect.WithSchema(snapshotServiceMethods.ByName("DeleteSnapshot")),
+			connect.WithClientOptions(opts...),
+		),
+		restoreSnapshot: connect.NewClient[v1.RestoreSnapshotRequest, v1.Event](
+			httpClient,
+			baseURL+SnapshotServiceRestoreSnapshotProcedure,
+			connect.WithSchema(snapshotServiceMethods.ByName("RestoreSnapshot")),
+			connect.WithClientOptions(opts...),
+		),
+	}
+}
+
+// snapshotServiceClient implements SnapshotServiceClient.
+type snapshotServiceClient struct {
+	fork            *connect.Client[v1.ForkRequest, v1.Event]
+	createSnapshot  *connect.Client[v1.CreateSnapshotRequest, v1.Event]
+	listSnapshots   *connect.Client[v1.ListSnapshotsRequest, v1.ListSnapshotsResponse]
+	deleteSnapshot  *connect.Client[v1.DeleteSnapshotRequest, v1.DeleteSnapshotResponse]
+	restoreSnapshot *connect.Client[v1.RestoreSnapshotRequest, v1.Event]
+}
+
+// Fork calls banger.v1.SnapshotService.Fork.
+func (c *snapshotServiceClient) Fork(ctx context.Context, req *connect.Request[v1.ForkRequest]) (*connect.ServerStreamForClient[v1.Event], error) {
+	return c.fork.CallServerStream(ctx, req)
+}
+
+// CreateSnapshot calls banger.v1.SnapshotService.CreateSnapshot.
+func (c *snapshotServiceClient) CreateSnapshot(ctx context.Context, req *connect.Request[v1.CreateSnapshotRequest]) (*connect.ServerStreamForClient[v1.Event], error) {
+	return c.createSnapshot.CallServerStream(ctx, req)
+}
+
+// ListSnapshots calls banger.v1.SnapshotService.ListSnapshots.
+func (c *snapshotServiceClient) ListSnapshots(ctx context.Context, req *connect.Request[v1.ListSnapshotsRequest]) (*connect.Response[v1.ListSnapshotsResponse], error) {
+	return c.listSnapshots.CallUnary(ctx, req)
+}
+
+// DeleteSnapshot calls banger.v1.SnapshotService.DeleteSnapshot.
+func (c *snapshotServiceClient) DeleteSnapshot(ctx context.Context, req *connect.Request[v1.DeleteSnapshotRequest]) (*connect.Response[v1.DeleteSnapshotResponse], error) {
+	return c.deleteSnapshot.CallUnary(ctx, req)
+}
+
+// RestoreSnapshot calls banger.v1.SnapshotService.RestoreSnapshot.
+func (c *snapshotServiceClient) RestoreSnapshot(ctx context.Context, req *connect.Request[v1.RestoreSnapshotRequest]) (*connect.ServerStreamForClient[v1.Event], error) {
+	return c.restoreSnapshot.CallServerStream(ctx, req)
+}
+
+// SnapshotServiceHandler is an implementation of the banger.v1.SnapshotService service.
+type SnapshotServiceHandler interface {
+	// Fork makes copies of a VM that runs or is paused, which goes on; the last event has the copies.
+	Fork(context.Context, *connect.Request[v1.ForkRequest], *connect.ServerStream[v1.Event]) error
+	// CreateSnapshot saves a VM, which goes on, as a point to return to; the last event has the snapshot.
+	CreateSnapshot(context.Context, *connect.Request[v1.CreateSnapshotRequest], *connect.ServerStream[v1.Event]) error
+	ListSnapshots(context.Context, *connect.Request[v1.ListSnapshotsRequest]) (*connect.Response[v1.ListSnapshotsResponse], error)
+	DeleteSnapshot(context.Context, *connect.Request[v1.DeleteSnapshotRequest]) (*connect.Response[v1.DeleteSnapshotResponse], error)
+	// RestoreSnapshot lets a VM go on from one of its snapshots, or makes a new VM that does; the last event has the VM.
+	RestoreSnapshot(context.Context, *connect.Request[v1.RestoreSnapshotRequest], *connect.ServerStream[v1.Event]) error
+}
+
+// NewSnapshotServiceHandler builds an HTTP handler from the service implementation. It returns the
+// path on which to mount the handler and the handler itself.
+//
+// By default, handlers support the Connect, gRPC, and gRPC-Web protocols with the binary Protobuf
+// and JSON codecs. They also support gzip compression.
+func NewSnapshotServiceHandler(svc SnapshotServiceHandler, opts ...connect.HandlerOption) (string, http.Handler) {
+	snapshotServiceMethods := v1.File_banger_v1_banger_proto.Services().ByName("SnapshotService").Methods()
+	snapshotServiceForkHandler := connect.NewServerStreamHandler(
+		SnapshotServiceForkProcedure,
+		svc.Fork,
+		connect.WithSchema(snapshotServiceMethods.ByName("Fork")),
+		connect.WithHandlerOptions(opts...),
+	)
+	snapshotServiceCreateSnapshotHandler := connect.NewServerStreamHandler(
+		SnapshotServiceCreateSnapshotProcedure,
+		svc.CreateSnapshot,
+		connect.WithSchema(snapshotServiceMethods.ByName("CreateSnapshot")),
+		connect.WithHandlerOptions(opts...),
+	)
+	snapshotServiceListSnapshotsHandler := connect.NewUnaryHandler(
+		SnapshotServiceListSnapshotsProcedure,
+		svc.ListSnapshots,
+		connect.WithSchema(snapshotServiceMethods.ByName("ListSnapshots")),
+		connect.WithHandlerOptions(opts...),
+	)
+	snapshotServiceDeleteSnapshotHandler := connect.NewUnaryHandler(
+		SnapshotServiceDeleteSnapshotProcedure,
+		svc.DeleteSnapshot,
+		connect.WithSchema(snapshotServiceMethods.ByName("DeleteSnapshot")),
+		connect.WithHandlerOptions(opts...),
+	)
+	snapshotServiceRestoreSnapshotHandler := connect.NewServerStreamHandler(
+		SnapshotServiceRestoreSnapshotProcedure,
+		svc.RestoreSnapshot,
+		connect.WithSchema(snapshotServiceMethods.ByName("RestoreSnapshot")),
+		connect.WithHandlerOptions(opts...),
+	)
+	return "/banger.v1.SnapshotService/", http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
+		switch r.URL.Path {
+		case SnapshotServiceForkProcedure:
+			snapshotServiceForkHandler.ServeHTTP(w, r)
+		case SnapshotServiceCreateSnapshotProcedure:
+			snapshotServiceCreateSnapshotHandler.ServeHTTP(w, r)
+		case SnapshotServiceListSnapshotsProcedure:
+			snapshotServiceListSnapshotsHandler.ServeHTTP(w, r)
+		case SnapshotServiceDeleteSnapshotProcedure:
+			snapshotServiceDeleteSnapshotHandler.ServeHTTP(w, r)
+		case SnapshotServiceRestoreSnapshotProcedure:
+			snapshotServiceRestoreSnapshotHandler.ServeHTTP(w, r)
+		default:
+			http.NotFound(w, r)
+		}
+	})
+}
+
+// UnimplementedSnapshotServiceHandler returns CodeUnimplemented from all methods.
+type UnimplementedSnapshotServiceHandler struct{}
+
+func (UnimplementedSnapshotServiceHandler) Fork(context.Context, *connect.Request[v1.ForkRequest], *connect.ServerStream[v1.Event]) error {
+	return connect.NewError(connect.CodeUnimplemented, errors.New("banger.v1.SnapshotService.Fork is not implemented"))
+}
+
+func (UnimplementedSnapshotServiceHandler) CreateSnapshot(context.Context, *connect.Request[v1.CreateSnapshotRequest], *connect.ServerStream[v1.Event]) error {
+	return connect.NewError(connect.CodeUnimplemented, errors.New("banger.v1.SnapshotService.CreateSnapshot is not implemented"))
+}
+
+func (UnimplementedSnapshotServiceHandler) ListSnapshots(context.Context, *connect.Request[v1.ListSnapshotsRequest]) (*connect.Response[v1.ListSnapshotsResponse], error) {
+	return nil, connect.NewError(connect.CodeUnimplemented, errors.New("banger.v1.SnapshotService.ListSnapshots is not implemented"))
+}
+
+func (UnimplementedSnapshotServiceHandler) DeleteSnapshot(context.Context, *connect.Request[v1.DeleteSnapshotRequest]) (*connect.Response[v1.DeleteSnapshotResponse], error) {
+	return nil, connect.NewError(connect.CodeUnimplemented, errors.New("banger.v1.SnapshotService.DeleteSnapshot is not implemented"))
+}
+
+func (UnimplementedSnapshotServiceHandler) RestoreSnapshot(context.Context, *connect.Request[v1.RestoreSnapshotRequest], *connect.ServerStream[v1.Event]) error {
+	return connect.NewError(connect.CodeUnimplemented, errors.New("banger.v1.SnapshotService.RestoreSnapshot is not implemented"))
+}
+
+// TemplateServiceClient is a client for the banger.v1.TemplateService service.
+type TemplateServiceClient interface {
+	// ListTemplates returns the templates, the one that was used last first.
+	ListTemplates(context.Context, *connect.Request[v1.ListTemplatesRequest]) (*connect.Response[v1.ListTemplatesResponse], error)
+	// BuildTemplate makes the template for VMs of a specification now; the last event has it.
+	BuildTemplate(context.Context, *connect.Request[v1.BuildTemplateRequest]) (*connect.ServerStreamForClient[v1.Event], error)
+	DeleteTemplate(context.Context, *connect.Request[v1.DeleteTemplateRequest]) (*connect.Response[v1.DeleteTemplateResponse], error)
+}
+
+// NewTemplateServiceClient constructs a client for the banger.v1.TemplateService service. By
+// default, it uses the Connect protocol with the binary Protobuf Codec, asks for gzipped responses,
+// and sends uncompressed requests. To use the gRPC or gRPC-Web protocols, supply the
+// connect.WithGRPC() or connect.WithGRPCWeb() options.
+//
+// The URL supplied here should be the base URL for the Connect or gRPC server (for example,
+// http://api.acme.com or https://acme.com/grpc).
+func NewTemplateServiceClient(httpClient connect.HTTPClient, baseURL string, opts ...connect.ClientOption) TemplateServiceClient {
+	baseURL = strings.TrimRight(baseURL, "/")
+	templateServiceMethods := v1.File_banger_v1_banger_proto.Services().ByName("TemplateService").Methods()
+	return &templateServiceClient{
+		listTemplates: connect.NewClient[v1.ListTemplatesRequest, v1.ListTemplatesResponse](
+			httpClient,
+			baseURL+TemplateServiceListTemplatesProcedure,
+			connect.WithSchema(templateServiceMethods.ByName("ListTemplates")),
+			connect.WithClientOptions(opts...),
+		),
+		buildTemplate: connect.NewClient[v1.BuildTemplateRequest, v1.Event](
+			httpClient,
+			baseURL+TemplateServiceBuildTemplateProcedure,
+			connect.WithSchema(templateServiceMethods.ByName("BuildTemplate")),
+			connect.WithClientOptions(opts...),
+		),
+		deleteTemplate: connect.NewClient[v1.DeleteTemplateRequest, v1.DeleteTemplateResponse](
+			httpClient,
+			baseURL+TemplateServiceDeleteTemplateProcedure,
+			connect.WithSchema(templateServiceMethods.ByName("DeleteTemplate")),
+			connect.WithClientOptions(opts...),
+		),
+	}
+}
+
+// templateServiceClient implements TemplateServiceClient.
+type templateServiceClient struct {
+	listTemplates  *connect.Client[v1.ListTemplatesRequest, v1.ListTemplatesResponse]
+	buildTemplate  *connect.Client[v1.BuildTemplateRequest, v1.Event]
+	deleteTemplate *connect.Client[v1.DeleteTemplateRequest, v1.DeleteTemplateResponse]
+}
+
+// ListTemplates calls banger.v1.TemplateService.ListTemplates.
+func (c *templateServiceClient) ListTemplates(ctx context.Context, req *connect.Request[v1.ListTemplatesRequest]) (*connect.Response[v1.ListTemplatesResponse], error) {
+	return c.listTemplates.CallUnary(ctx, req)
+}
+
+// BuildTemplate calls banger.v1.TemplateService.BuildTemplate.
+func (c *templateServiceClient) BuildTemplate(ctx context.Context, req *connect.Request[v1.BuildTemplateRequest]) (*connect.ServerStreamForClient[v1.Event], error) {
+	return c.buildTemplate.CallServerStream(ctx, req)
+}
+
+// DeleteTemplate calls banger.v1.TemplateService.DeleteTemplate.
+func (c *templateServiceClient) DeleteTemplate(ctx context.Context, req *connect.Request[v1.DeleteTemplateRequest]) (*connect.Response[v1.DeleteTemplateResponse], error) {
+	return c.deleteTemplate.CallUnary(ctx, req)
+}
+
+// TemplateServiceHandler is an implementation of the banger.v1.TemplateService service.
+type TemplateServiceHandler interface {
+	// ListTemplates returns the templates, the one that was used last first.
+	ListTemplates(context.Context, *connect.Request[v1.ListTemplatesRequest]) (*connect.Response[v1.ListTemplatesResponse], error)
+	// BuildTemplate makes the template for VMs of a specification now; the last event has it.
+	BuildTemplate(context.Context, *connect.Request[v1.BuildTemplateRequest], *connect.ServerStream[v1.Event]) error
+	DeleteTemplate(context.Context, *connect.Request[v1.DeleteTemplateRequest]) (*connect.Response[v1.DeleteTemplateResponse], error)
+}
+
+// NewTemplateServiceHandler builds an HTTP handler from the service implementation. It returns the
+// path on which to mount the handler and the handler itself.
+//
+// By default, handlers support the Connect, gRPC, and gRPC-Web protocols with the binary Protobuf
+// and JSON codecs. They also support gzip compression.
+func NewTemplateServiceHandler(svc TemplateServiceHandler, opts ...connect.HandlerOption) (string, http.Handler) {
+	templateServiceMethods := v1.File_banger_v1_banger_proto.Services().ByName("TemplateService").Methods()
+	templateServiceListTemplatesHandler := connect.NewUnaryHandler(
+		TemplateServiceListTemplatesProcedure,
+		svc.ListTemplates,
+		connect.WithSchema(templateServiceMethods.ByName("ListTemplates")),
+		connect.WithHandlerOptions(opts...),
+	)
+	templateServiceBuildTemplateHandler := connect.NewServerStreamHandler(
+		TemplateServiceBuildTemplateProcedure,
+		svc.BuildTemplate,
+		connect.WithSchema(templateServiceMethods.ByName("BuildTemplate")),
+		connect.WithHandlerOptions(opts...),
+	)
+	templateServiceDeleteTemplateHandler := connect.NewUnaryHandler(
+		TemplateServiceDeleteTemplateProcedure,
+		svc.DeleteTemplate,
+		connect.WithSchema(templateServiceMethods.ByName("DeleteTemplate")),
+		connect.WithHandlerOptions(opts...),
+	)
+	return "/banger.v1.TemplateService/", http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
+		switch r.URL.Path {
+		case TemplateServiceListTemplatesProcedure:
+			templateServiceListTemplatesHandler.ServeHTTP(w, r)
+		case TemplateServiceBuildTemplateProcedure:
+			templateServiceBuildTemplateHandler.ServeHTTP(w, r)
+		case TemplateServiceDeleteTemplateProcedure:
+			templateServiceDeleteTemplateHandler.ServeHTTP(w, r)
+		default:
+			http.NotFound(w, r)
+		}
+	})
+}
+
+// UnimplementedTemplateServiceHandler returns CodeUnimplemented from all methods.
+type UnimplementedTemplateServiceHandler struct{}
+
+func (UnimplementedTemplateServiceHandler) ListTemplates(context.Context, *connect.Request[v1.ListTemplatesRequest]) (*connect.Response[v1.ListTemplatesResponse], error) {
+	return nil, connect.NewError(connect.CodeUnimplemented, errors.New("banger.v1.TemplateService.ListTemplates is not implemented"))
+}
+
+func (UnimplementedTemplateServiceHandler) BuildTemplate(context.Context, *connect.Request[v1.BuildTemplateRequest], *connect.ServerStream[v1.Event]) error {
+	return connect.NewError(connect.CodeUnimplemented, errors.New("banger.v1.TemplateService.BuildTemplate is not implemented"))
+}
+
+func (UnimplementedTemplateServiceHandler) DeleteTemplate(context.Context, *connect.Request[v1.DeleteTemplateRequest]) (*connect.Response[v1.DeleteTemplateResponse], error) {
+	return nil, connect.NewError(connect.CodeUnimplemented, errors.New("banger.v1.TemplateService.DeleteTemplate is not implemented"))
 }
 
 // SystemServiceClient is a client for the banger.v1.SystemService service.
