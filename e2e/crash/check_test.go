@@ -52,7 +52,7 @@ func zombies(parent int) (n int) {
 
 // vmFiles are the files that the directory of a VM may hold.
 func vmFiles() []string {
-	return []string{
+	return []string{"snapshots", "origin.json", "origin.taken.json",
 		"system.img", "work.img", "console.log", "console.log.1",
 		"launch.json", "exit.json", "monitor.json", "monitor.lock", "monitor.log", "home",
 		// Half-written by a process that was killed, and written over by the next.
@@ -114,6 +114,7 @@ func (b *bed) look(ctx context.Context, c client) (vms []*bangerv1.VM, problems 
 		bad("the daemon has not waited for %d children", n)
 	}
 	problems = append(problems, strangers(b.state("vms"), known)...)
+	problems = append(problems, strangers(b.state("forks"), nil)...)
 	problems = append(problems, strangers(b.runtime("vms"), up)...)
 	problems = append(problems, strangers(b.runtime(), map[string]bool{"banger.sock": true, "vms": true})...)
 	return vms, append(problems, strangers(filepath.Join(b.home, "tmp"), nil)...)

@@ -48,6 +48,15 @@ func paused(ctx context.Context, c client) error {
 	return err
 }
 
+// saved is a VM that runs, and a point of it to return to.
+func saved(ctx context.Context, c client) error {
+	if err := running(ctx, c); err != nil {
+		return err
+	}
+	_, err := c.snapshot(ctx, subject)
+	return err
+}
+
 func scenarios() []scenario {
 	verb := func(do func(client, context.Context, string) (*bangerv1.VM, error)) func(context.Context, client) error {
 		return func(ctx context.Context, c client) error {
@@ -68,6 +77,9 @@ func scenarios() []scenario {
 		{name: "kill", prepare: running, act: verb(client.kill)},
 		{name: "pause", prepare: running, act: verb(client.pause)},
 		{name: "resume", prepare: paused, act: verb(client.resume)},
+		{name: "fork", prepare: running, act: verb(client.fork)},
+		{name: "snapshot", prepare: running, act: verb(client.snapshot)},
+		{name: "restore", prepare: saved, act: verb(client.restore)},
 		{name: "restart", prepare: running, act: verb(client.restart), soak: true},
 	}
 }

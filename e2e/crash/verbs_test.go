@@ -81,6 +81,43 @@ func (c client) resume(ctx context.Context, vm string) (*bangerv1.VM, error) {
 	return last(c.VMs.Resume(ctx, connect.NewRequest(&bangerv1.ResumeRequest{Vm: vm})))
 }
 
+// fork makes a copy.
+func (c client) fork(ctx context.Context, vm string) (*bangerv1.VM, error) {
+	s, err := c.Snapshots.Fork(ctx, connect.NewRequest(&bangerv1.ForkRequest{Vm: vm, Count: 1}))
+	if err != nil {
+		return nil, err
+	}
+	defer s.Close() //nolint:errcheck // s.Err tells
+	var made []*bangerv1.VM
+	for s.Receive() {
+		made = append(made, s.Msg().GetForks().GetVms()...)
+		for _, text := range s.Msg().GetForks().GetErrors() {
+			err = errors.Join(err, errors.New(text))
+		}
+	}
+	if err = errors.Join(err, s.Err()); err == nil && len(made) != 1 {
+		err = fmt.Errorf("there are %d copies", len(made))
+	}
+	return nil, err
+}
+
+const snapshot = "point"
+
+func (c client) snapshot(ctx context.Context, vm string) (*bangerv1.VM, error) {
+	s, err := c.Snapshots.CreateSnapshot(ctx, connect.NewRequest(&bangerv1.CreateSnapshotRequest{Vm: vm, Name: snapshot}))
+	if err != nil {
+		return nil, err
+	}
+	defer s.Close() //nolint:errcheck // s.Err tells
+	for s.Receive() {
+	}
+	return nil, s.Err()
+}
+
+func (c client) restore(ctx context.Context, vm string) (*bangerv1.VM, error) {
+	return last(c.Snapshots.RestoreSnapshot(ctx, connect.NewRequest(&bangerv1.RestoreSnapshotRequest{Vm: vm, Name: snapshot, Force: true})))
+}
+
 func (c client) delete(ctx context.Context, vm string, force bool) error {
 	_, err := last(c.VMs.Delete(ctx, connect.NewRequest(&bangerv1.DeleteRequest{Vm: vm, Force: force})))
 	return err

@@ -16,9 +16,14 @@ func TestPercentile(t *testing.T) {
 		p      int
 		want   float64
 	}{
-		{[]float64{7}, 50, 7}, {[]float64{7}, 99, 7},
-		{[]float64{1, 2, 3}, 50, 2}, {[]float64{1, 2, 3, 4}, 50, 2}, {[]float64{1, 2, 3}, 99, 3},
-		{hundred, 50, 50}, {hundred, 90, 90}, {hundred, 99, 99},
+		{[]float64{7}, 50, 7},
+		{[]float64{7}, 99, 7},
+		{[]float64{1, 2, 3}, 50, 2},
+		{[]float64{1, 2, 3, 4}, 50, 2},
+		{[]float64{1, 2, 3}, 99, 3},
+		{hundred, 50, 50},
+		{hundred, 90, 90},
+		{hundred, 99, 99},
 	} {
 		if got := percentile(tt.sorted, tt.p); got != tt.want {
 			t.Errorf("the %dth percentile of %d samples is %g, want %g", tt.p, len(tt.sorted), got, tt.want)

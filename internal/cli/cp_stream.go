@@ -39,10 +39,10 @@ func (c *copying) run(ctx context.Context, src, dst copyPlace) error {
 	ended := make(chan struct{})
 	go func() {
 		defer close(ended)
-		w.CloseWithError(c.source(ctx, src, w)) //nolint:errcheck // always nil
+		w.CloseWithError(c.source(ctx, src, w))
 	}()
 	// A source that is blocked reading standard input does not see the end of the context.
-	stop := context.AfterFunc(ctx, func() { r.CloseWithError(context.Cause(ctx)) }) //nolint:errcheck // always nil
+	stop := context.AfterFunc(ctx, func() { r.CloseWithError(context.Cause(ctx)) })
 	defer stop()
 	err := c.sink(ctx, src, dst, &countingReader{r: r, copying: c})
 	if err == nil {

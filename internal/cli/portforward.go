@@ -139,7 +139,9 @@ func (f *forwarding) run(ctx context.Context, args []string) error {
 	first := <-ended
 	cancel(first)
 	for range len(sockets) - 1 {
-		<-ended
+		if err := <-ended; first == nil {
+			first = err
+		}
 	}
 	if first != nil {
 		return first

@@ -88,7 +88,7 @@ func TestCloneLeavesNothingOnFailure(t *testing.T) {
 	cancel()
 	dir := t.TempDir()
 	for name, c := range map[string]struct {
-		ctx  context.Context
+		ctx  context.Context //nolint:containedctx // of a table
 		src  string
 		want fault.Kind
 	}{

@@ -206,10 +206,10 @@ func digest(t *testing.T, dir string) string {
 		if err != nil {
 			return err
 		}
-		fmt.Fprintf(h, "%s %s\x00", path, info.Mode())
+		_, _ = fmt.Fprintf(h, "%s %s\x00", path, info.Mode())
 		if info.Mode().IsRegular() {
 			content, err := os.ReadFile(path)
-			fmt.Fprintf(h, "%d %s", len(content), content)
+			_, _ = fmt.Fprintf(h, "%d %s", len(content), content)
 			return err
 		}
 		return nil
@@ -286,19 +286,27 @@ func TestHostile(t *testing.T) {
 		want   string // must be in the patch
 	}{
 		"dot git in disguise": {extra: []entry{
-			{name: "guest/.GIT/hooks/post-commit", content: evil}, {name: "guest/d/.Git/config", content: evil},
-			{name: "guest/git~1/config", content: evil}, {name: "guest/.git. /config", content: evil},
-			{name: "guest/.git::$INDEX_ALLOCATION/config", content: evil}, {name: "guest/.g\u200cit/config", content: evil},
+			{name: "guest/.GIT/hooks/post-commit", content: evil},
+			{name: "guest/d/.Git/config", content: evil},
+			{name: "guest/git~1/config", content: evil},
+			{name: "guest/.git. /config", content: evil},
+			{name: "guest/.git::$INDEX_ALLOCATION/config", content: evil},
+			{name: "guest/.g\u200cit/config", content: evil},
 			{name: "guest/a\\.git\\config", content: evil},
 		}, notice: "names that git forbids"},
 		"traversal": {extra: []entry{
-			{name: "guest/../../evil", content: evil}, {name: "/guest/../evil", content: evil}, {name: "guest//evil", content: evil},
-			{name: "guest/./evil", content: evil}, {name: "guest/" + strings.Repeat("x", 300), content: evil},
+			{name: "guest/../../evil", content: evil},
+			{name: "/guest/../evil", content: evil},
+			{name: "guest//evil", content: evil},
+			{name: "guest/./evil", content: evil},
+			{name: "guest/" + strings.Repeat("x", 300), content: evil},
 		}, notice: "names that git forbids"},
 		"newline in a name": {extra: []entry{{name: "guest/new\nline", content: "fine\n"}}, want: `"b/new\nline"`},
 		"links and devices": {extra: []entry{
-			{name: "guest/dev", typ: tar.TypeChar}, {name: "guest/fifo", typ: tar.TypeFifo},
-			{name: "guest/hard", typ: tar.TypeLink, link: "/etc/passwd"}, {name: "guest/soft", typ: tar.TypeSymlink, link: "/etc/shadow"},
+			{name: "guest/dev", typ: tar.TypeChar},
+			{name: "guest/fifo", typ: tar.TypeFifo},
+			{name: "guest/hard", typ: tar.TypeLink, link: "/etc/passwd"},
+			{name: "guest/soft", typ: tar.TypeSymlink, link: "/etc/shadow"},
 		}, notice: "devices", want: "+/etc/shadow"},
 		"through a symbolic link": {extra: []entry{
 			{name: "guest/l", typ: tar.TypeSymlink, link: "/tmp"}, {name: "guest/l/evil", content: evil},
@@ -311,8 +319,14 @@ func TestHostile(t *testing.T) {
 			write(t, p.guest, ".gitattributes", "*.txt filter=evil diff=evil merge=evil text eol=crlf working-tree-encoding=UTF-16\n")
 			run := "touch " + marker
 			for _, kv := range [][2]string{
-				{"core.fsmonitor", run}, {"filter.evil.clean", run}, {"filter.evil.smudge", run}, {"diff.evil.textconv", run},
-				{"diff.external", run}, {"merge.evil.driver", run}, {"core.pager", run}, {"core.sshCommand", run},
+				{"core.fsmonitor", run},
+				{"filter.evil.clean", run},
+				{"filter.evil.smudge", run},
+				{"diff.evil.textconv", run},
+				{"diff.external", run},
+				{"merge.evil.driver", run},
+				{"core.pager", run},
+				{"core.sshCommand", run},
 			} {
 				git(t, p.guest, "config", kv[0], kv[1])
 			}

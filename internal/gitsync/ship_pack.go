@@ -112,7 +112,7 @@ func (p *part) shallow(ctx context.Context) ([]string, error) {
 		has[id] = true
 	}
 	var ids []string
-	for _, id := range strings.Fields(string(list)) {
+	for id := range strings.FieldsSeq(string(list)) {
 		if has[id] {
 			ids = append(ids, id)
 		}
@@ -149,10 +149,9 @@ func (p *part) repository(ctx context.Context) ([]gitFile, error) {
 		return nil, err
 	}
 	add("config", config)
-	switch {
-	case p.branch == "":
+	if p.branch == "" {
 		add("HEAD", p.head+"\n")
-	default:
+	} else {
 		add("HEAD", "ref: refs/heads/"+p.branch+"\n")
 		if p.head != "" {
 			add("refs/heads/"+p.branch, p.head+"\n")

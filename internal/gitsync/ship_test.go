@@ -121,13 +121,15 @@ func TestShip(t *testing.T) {
 				t.Errorf("tree %s, files %s", s.Tree, s.Files)
 			}
 		}},
-		"full": {src: gitsync.Source{Full: true}, edit: func(t *testing.T, dir string) { git(t, dir, "tag", "v1", "HEAD~1") },
+		"full": {
+			src: gitsync.Source{Full: true}, edit: func(t *testing.T, dir string) { git(t, dir, "tag", "v1", "HEAD~1") },
 			check: func(t *testing.T, _ *gitsync.Shipment, guest string) {
 				if got := git(t, guest, "rev-list", "--count", "HEAD"); got != "2" {
 					t.Errorf("%s commits went", got)
 				}
 				git(t, guest, "rev-parse", "v1")
-			}},
+			},
+		},
 		"every kind of change": {edit: func(t *testing.T, dir string) {
 			write(t, dir, "a", "modified\n")
 			write(t, dir, "b", "staged\n")
@@ -155,7 +157,8 @@ func TestShip(t *testing.T) {
 				t.Error("the guest has the directory")
 			}
 		}},
-		"untracked stays": {edit: func(t *testing.T, dir string) { write(t, dir, ".env", "secret"); write(t, dir, "x.o", "") },
+		"untracked stays": {
+			edit: func(t *testing.T, dir string) { write(t, dir, ".env", "secret"); write(t, dir, "x.o", "") },
 			check: func(t *testing.T, s *gitsync.Shipment, guest string) {
 				if _, err := os.Lstat(filepath.Join(guest, ".env")); err == nil {
 					t.Error("an untracked file went along")
@@ -163,7 +166,8 @@ func TestShip(t *testing.T) {
 				if len(s.Notices) != 1 || !strings.Contains(s.Notices[0], "1 untracked file") {
 					t.Errorf("%q", s.Notices)
 				}
-			}},
+			},
+		},
 		"a conflict": {edit: func(t *testing.T, dir string) {
 			git(t, dir, "checkout", "-q", "-b", "other", "HEAD~1")
 			write(t, dir, "a", "theirs\n")

@@ -2,6 +2,7 @@ package guestlink
 
 import (
 	"context"
+	"errors"
 	"io"
 
 	"banger/internal/fault"
@@ -76,7 +77,7 @@ func (k *call) sendAll(r io.Reader) error {
 				return err
 			}
 		}
-		if err == io.EOF {
+		if errors.Is(err, io.EOF) {
 			return k.w.Frame(guestproto.FrameEOF, nil)
 		}
 		if err != nil {

@@ -150,6 +150,8 @@ type bed struct {
 
 	cgroups cgroup.Place // none, unless a test wants them
 
+	templateConfig machines.TemplateConfig // likewise
+
 	svc  *machines.Service
 	stop func() // ends the service as a crash of the daemon would
 }
@@ -188,6 +190,7 @@ func (b *bed) serve() {
 	}
 	b.svc = machines.New(machines.Config{
 		VMs: b.path("vms"), Runtime: b.path("run"), HostMemory: b.memory, Overcommit: b.policy,
+		Templates: b.templateConfig, Forks: b.path("forks"),
 		Cgroups: b.cgroups, NoCgroups: map[cgroup.Controller]string{cgroup.CPU: "this is a test"},
 		Defaults: microvm.Spec{
 			Image: "image", Kernel: "kernel", VCPUs: 1, Memory: microvm.MinMemory, DiskSize: microvm.MinDiskSize,
@@ -447,6 +450,7 @@ type testHost struct {
 	calls   *calls
 	guest   string // program that a fake VM runs
 	timeout time.Duration
+	version string
 	disk    func(context.Context) error // called for each disk, if set
 	monitor func()                      // called before a monitor is started, if set
 }
@@ -472,7 +476,7 @@ func (h *testHost) Hypervisor(_ context.Context, wanted string) (machines.Hyperv
 	}
 	raw, err := json.Marshal(h.guest)
 	return machines.Hypervisor{
-		Backend: wanted, Accelerator: "none", Reason: "it is a test", Host: raw, BootTimeout: h.timeout,
+		Backend: wanted, Accelerator: "none", Version: h.version, Reason: "it is a test", Host: raw, BootTimeout: h.timeout,
 	}, err
 }
 

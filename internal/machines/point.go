@@ -399,9 +399,12 @@ func (t traits) differs(now traits) string {
 	var words []string
 	for _, f := range []struct{ name, was, is string }{
 		{"format", fmt.Sprint(t.Format), fmt.Sprint(now.Format)},
-		{"image", t.Image, now.Image}, {"modules", t.Modules, now.Modules},
-		{"backend", t.Backend, now.Backend}, {"version of " + t.Backend, t.Version, now.Version},
-		{"accelerator", t.Accelerator, now.Accelerator}, {"CPU", t.CPU, now.CPU},
+		{"image", t.Image, now.Image},
+		{"modules", t.Modules, now.Modules},
+		{"backend", t.Backend, now.Backend},
+		{"version of " + t.Backend, t.Version, now.Version},
+		{"accelerator", t.Accelerator, now.Accelerator},
+		{"CPU", t.CPU, now.CPU},
 		{"network", fmt.Sprint(t.Network), fmt.Sprint(now.Network)},
 	} {
 		if f.was != f.is {

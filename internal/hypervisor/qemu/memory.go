@@ -123,7 +123,7 @@ func (w *pageWriter) flush() error {
 	remote := []unix.RemoteIovec{{Base: uintptr(w.ram.address) + uintptr(at), Len: len(data)}}
 	n, err := unix.ProcessVMReadv(w.ram.pid, local, remote, 0)
 	switch {
-	case err == unix.EPERM: //nolint:errorlint // x/sys returns it bare
+	case err == unix.EPERM:
 		return fault.New(fault.Unsupported, "read the guest's memory: %w", err).
 			WithHint("this host lets no process read another's memory, not even its child's (kernel.yama.ptrace_scope)")
 	case err != nil:

@@ -32,7 +32,7 @@ func TestCopyMemory(t *testing.T) {
 			if err != nil {
 				t.Fatal(err)
 			}
-			defer file.Close()
+			defer file.Close() //nolint:errcheck // read back already
 			if err := file.Truncate(int64(len(want))); err != nil {
 				t.Fatal(err)
 			}
@@ -41,7 +41,7 @@ func TestCopyMemory(t *testing.T) {
 				if err != nil {
 					t.Fatal(err)
 				}
-				defer base.Close()
+				defer base.Close() //nolint:errcheck // only read
 				for i := 0; i < len(want); i += 16 * pageSize {
 					copy(want[i:], page(0xaa))
 				}
