@@ -66,6 +66,8 @@ func table() map[string]entry {
 		"relay":                           {layer: mechanism},
 		"rootfs":                          {layer: mechanism, may: []string{"hostexec"}},
 		"store":                           {layer: mechanism, may: []string{"journal"}},
+		"sshclient":                       {layer: mechanism},
+		"sshserver":                       {layer: mechanism, may: []string{"guestproto"}},
 		"usernet":                         {layer: mechanism},
 
 		"images": {layer: service, may: []string{"config", "debian", "depot", "hostexec", "rootfs", "oci", "ext4", "overlay", "store"}},
@@ -83,7 +85,7 @@ func table() map[string]entry {
 		}},
 		"rpcclient": {layer: translator, may: []string{generated, "config", "hostexec"}},
 
-		"cli": {layer: root, may: []string{generated, "config", "filetar", "gitsync", "hostexec", "relay", "rpcclient"}},
+		"cli": {layer: root, may: []string{generated, "config", "filetar", "gitsync", "hostexec", "relay", "rpcclient", "sshclient", "sshserver"}},
 		"daemon": {layer: root, may: []string{
 			generated, "backends", "cgroup", "config", "debian", "depot", "gitsync", "guestlink", "homefiles", "hostexec", "ext4", "hypervisor", "images", "initramfs",
 			"journal", "kernels", "machines", "monitorlink", "oci", "operations", "rootfs", "rpcapi", "store", "usernet", "workspaces",

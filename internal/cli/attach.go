@@ -13,6 +13,7 @@ import (
 
 	"banger/internal/fault"
 	bangerv1 "banger/internal/gen/banger/v1"
+	"banger/internal/rpcclient"
 )
 
 const (
@@ -41,7 +42,7 @@ type session struct {
 	stream *attachStream
 	urgent chan *bangerv1.AttachRequest // signals and resizes: they go before input
 	send   chan *bangerv1.AttachRequest // input
-	credit credit
+	credit *rpcclient.Credit
 	cancel context.CancelCauseFunc
 	raw    *rawMode
 
@@ -56,7 +57,7 @@ func (s *session) run(ctx context.Context, open func(context.Context) *attachStr
 	ctx, s.cancel = context.WithCancelCause(ctx)
 	defer s.cancel(context.Canceled)
 	s.urgent, s.send = make(chan *bangerv1.AttachRequest, 64), make(chan *bangerv1.AttachRequest)
-	s.credit.more = make(chan struct{}, 1)
+	s.credit = rpcclient.NewCredit()
 	s.stream = open(ctx)
 	defer func() {
 		s.raw.restore()
@@ -115,7 +116,7 @@ func (s *session) receive(ctx context.Context) (*bangerv1.ExitStatus, error) {
 		case *bangerv1.AttachResponse_Started:
 			err = s.started(ctx)
 		case *bangerv1.AttachResponse_StdinCredit:
-			s.credit.grow(kind.StdinCredit)
+			s.credit.Grow(kind.StdinCredit)
 		case *bangerv1.AttachResponse_Stdout:
 			s.reacted.Store(true)
 			_, err = s.app.sys.Stdout.Write(kind.Stdout)
@@ -227,13 +228,13 @@ func (s *session) input(ctx context.Context) {
 		}
 	}
 	for {
-		room, ok := s.credit.wait(ctx)
+		room, ok := s.credit.Wait(ctx)
 		if !ok {
 			return
 		}
 		buf := make([]byte, min(inputBlock, room)) // the sender still has the one before
 		n, err := s.app.sys.Stdin.Read(buf)
-		s.credit.use(n)
+		s.credit.Use(n)
 		if n > 0 && !post(&bangerv1.AttachRequest{Kind: &bangerv1.AttachRequest_Stdin{Stdin: buf[:n]}}) {
 			return
 		}
@@ -241,36 +242,6 @@ func (s *session) input(ctx context.Context) {
 			// An unreadable input, such as a closed descriptor, is an empty one.
 			post(&bangerv1.AttachRequest{Kind: &bangerv1.AttachRequest_CloseStdin{CloseStdin: true}})
 			return
-		}
-	}
-}
-
-// credit is how many bytes of input may be sent. One goroutine takes, another gives.
-type credit struct {
-	left atomic.Int64
-	more chan struct{} // capacity 1: there is more than before
-}
-
-func (c *credit) grow(n int64) {
-	c.left.Add(max(n, 0))
-	select {
-	case c.more <- struct{}{}:
-	default: // whoever waits looks anyway
-	}
-}
-
-func (c *credit) use(n int) { c.left.Add(-int64(n)) }
-
-// wait returns how much may be sent, once that is anything. It reports false if the context ends first.
-func (c *credit) wait(ctx context.Context) (int64, bool) {
-	for {
-		if n := c.left.Load(); n > 0 {
-			return n, true
-		}
-		select {
-		case <-c.more:
-		case <-ctx.Done():
-			return 0, false
 		}
 	}
 }

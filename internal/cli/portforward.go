@@ -9,11 +9,9 @@ import (
 	"strconv"
 	"strings"
 
-	"connectrpc.com/connect"
 	"github.com/spf13/cobra"
 
 	"banger/internal/fault"
-	bangerv1 "banger/internal/gen/banger/v1"
 	"banger/internal/relay"
 )
 
@@ -95,14 +93,9 @@ func (f *forwarding) run(ctx context.Context, args []string) error {
 	if err != nil {
 		return err
 	}
-	res, err := client.VMs.Get(ctx, connect.NewRequest(&bangerv1.GetRequest{Vm: f.vm}))
+	vm, err := runningVM(ctx, client, f.vm)
 	if err != nil {
 		return err
-	}
-	vm := res.Msg.GetVm()
-	if vm.GetState() != "running" {
-		return fault.New(fault.Precondition, "VM %s is not running: it is %s", vm.GetName(), vm.GetState()).
-			WithHint("start it: banger start %s", vm.GetName())
 	}
 	sockets := make([]forwardSocket, 0, len(pairs))
 	defer func() {

@@ -79,12 +79,12 @@ func newRoot(a *app) *cobra.Command {
 			root.AddCommand(c)
 		}
 	}
-	add("daily", newRun(a), newList(a, "ps"), newExec(a), newCopy(a), newStart(a), newStop(a), newDelete(a, "rm"), newLogs(a), newFork(a))
+	add("daily", newRun(a), newList(a, "ps"), newExec(a), newSSH(a), newCopy(a), newStart(a), newStop(a), newDelete(a, "rm"), newLogs(a), newFork(a))
 
 	vm := newGroup("vm", "Virtual machines", vmHelp, "  banger vm run --name devbox\n  banger vm list\n  banger vm exec devbox -- uname -a")
 	vm.AddCommand(newRun(a), newCreate(a), newStart(a), newStop(a), newRestart(a), newKill(a), newPause(a), newResume(a),
 		newDelete(a, "delete"), newPrune(a), newList(a, "list"), newWait(a), newHealth(a), newSet(a),
-		newShow(a), newStats(a), newTop(a), newPorts(a), newExec(a), newCopy(a), newPortForward(a), newLogs(a), newConsole(a))
+		newShow(a), newStats(a), newTop(a), newPorts(a), newExec(a), newSSH(a), newCopy(a), newPortForward(a), newLogs(a), newConsole(a))
 	workspace := newGroup("workspace", "What goes between a repository and a VM", workspaceHelp, "  banger vm workspace diff devbox\n  banger vm workspace apply devbox")
 	workspace.AddCommand(newWorkspacePrepare(a), newWorkspaceDiff(a), newWorkspaceExport(a), newWorkspaceApply(a))
 	vm.AddCommand(workspace, newFork(a), newSnapshot(a))
@@ -98,8 +98,8 @@ func newRoot(a *app) *cobra.Command {
 	operation := newGroup("operation", "Long work of the daemon", operationHelp, "  banger operation list\n  banger operation watch 3f2a")
 	operation.AddCommand(newOperationList(a), newOperationWatch(a), newOperationCancel(a))
 	add("nouns", vm, image, kernel, newTemplateGroup(a), operation, daemon)
-	add("rest", newEvents(a), newDoctor(a), newBenchmark(a), newVersion(a), newCompletion())
-	add("rest", newMonitor(a)) // hidden
+	add("rest", newSSHConfig(a), newEvents(a), newDoctor(a), newBenchmark(a), newVersion(a), newCompletion())
+	add("rest", newMonitor(a), newSSHProxy(a)) // hidden
 	return root
 }
 

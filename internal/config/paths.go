@@ -109,6 +109,9 @@ func (p Paths) Templates() string { return filepath.Join(p.State, "templates") }
 // Forks is the folder that holds what lasts as long as a fork takes.
 func (p Paths) Forks() string { return filepath.Join(p.State, "forks") }
 
+// SSH is the folder of the SSH keys, of which it is made with the first.
+func (p Paths) SSH() string { return filepath.Join(p.State, "ssh") }
+
 // VMRuntimes is the folder that holds, by its id, a folder for each VM that runs: its sockets and locks.
 func (p Paths) VMRuntimes() string { return filepath.Join(p.Runtime, "vms") }
 

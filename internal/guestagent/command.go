@@ -37,7 +37,7 @@ func resolve(spec guestproto.ExecSpec, extra []string) (*command, error) {
 		c.cred = &syscall.Credential{Uid: u.uid, Gid: u.gid, Groups: u.groups}
 	}
 	switch {
-	case c.dir == "":
+	case c.dir == "", c.dir == guestproto.HomeDir:
 		if c.dir = u.home; !isDir(c.dir) {
 			c.dir = "/"
 		}
@@ -53,12 +53,19 @@ func resolve(spec guestproto.ExecSpec, extra []string) (*command, error) {
 	c.env = environment(u, spec, extra)
 	if len(c.argv) == 0 {
 		// A login shell's argv[0] begins with a hyphen (login(1)).
-		c.path, err = findShell(u)
+		if c.path, err = findShell(u); err != nil {
+			return nil, fault.New(fault.NotFound, "no command was given, the image names none, and %w", err)
+		}
 		c.argv = []string{"-" + filepath.Base(c.path)}
-		return c, err
+		return c, nil
 	}
 	if strings.ContainsRune(strings.Join(c.argv, ""), 0) {
 		return nil, fault.New(fault.Invalid, "an argument holds a zero byte")
+	}
+	if c.argv[0] == guestproto.ProgramShell {
+		c.path, err = findShell(u)
+		c.argv[0] = filepath.Base(c.path)
+		return c, err
 	}
 	c.path, err = lookPath(c.argv[0], c.dir, getenv(c.env, "PATH"))
 	return c, err
@@ -71,7 +78,7 @@ func findShell(u user) (string, error) {
 			return path, nil
 		}
 	}
-	return "", fault.New(fault.NotFound, "no command was given, the image names none, and it has no shell %s", u.shell)
+	return "", fault.New(fault.NotFound, "it has no shell %s", u.shell)
 }
 
 // environment is the base environment, overlaid with that of every command and that of this one.

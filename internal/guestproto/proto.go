@@ -83,9 +83,9 @@ type Request struct {
 
 // ExecSpec says what to run.
 type ExecSpec struct {
-	Args    []string `json:"args,omitempty"`     // empty: the user's shell as a login shell
+	Args    []string `json:"args,omitempty"`     // empty: the user's shell as a login shell; first may be a Program
 	Env     []string `json:"env,omitempty"`      // NAME=value, on top of the base environment
-	Dir     string   `json:"dir,omitempty"`      // empty: the user's home
+	Dir     string   `json:"dir,omitempty"`      // empty or HomeDir: the user's home
 	MakeDir bool     `json:"make_dir,omitempty"` // make Dir, for root, if it is missing
 	User    string   `json:"user,omitempty"`     // "", name, uid, name:group, uid:gid; empty: root
 	TTY     bool     `json:"tty,omitempty"`      // run on a terminal of its own; stdout and stderr are then one
@@ -94,6 +94,17 @@ type ExecSpec struct {
 	Term    string   `json:"term,omitempty"`     // TERM; empty: xterm
 	Stdin   bool     `json:"stdin,omitempty"`
 }
+
+// HomeDir as a command's directory is the user's home, also where another would be chosen for a command without one.
+const HomeDir = "~"
+
+// Names of programs that every guest has, as the first word of a command. A program of the image whose name begins so is reached
+// by its path.
+const (
+	ProgramShell = "@shell"       // the user's shell, with the arguments that follow
+	ProgramSFTP  = "@sftp-server" // serves SFTP on standard input and output
+	ProgramSCP   = "@scp"         // the far end of scp, with its arguments
+)
 
 // MainSpec says what the main process of the VM is: it belongs to no stream, its output goes to the console, and when it
 // ends the guest goes down. There is one: a guest that has it already answers FrameDone.

@@ -50,6 +50,13 @@ func Look(program, debianPackage string) (string, error) {
 	return filepath.Abs(path)
 }
 
+// Become replaces this process by a program, given by its path, with the same environment and standard streams. It returns only if it
+// fails.
+func Become(path string, args []string) error {
+	err := syscall.Exec(path, append([]string{filepath.Base(path)}, args...), os.Environ())
+	return fmt.Errorf("run %s: %w", path, err)
+}
+
 // Process is a started child.
 type Process struct {
 	cmd  *exec.Cmd
