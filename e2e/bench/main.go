@@ -59,7 +59,7 @@ func measures(mib int) map[string]measure {
 		return func(ctx context.Context, b *bed, rounds int) ([]figure, error) { return m(ctx, b, rounds, mib) }
 	}
 	return map[string]measure{
-		"run": coldRun, "exec": execTrue, "ps": psFifty, "sizes": sizes, "stop": stopIdle, "fleet": manyVMs,
+		"run": coldRun, "template": templateRun, "exec": execTrue, "ps": psFifty, "sizes": sizes, "stop": stopIdle, "fleet": manyVMs,
 		"import": sized(importImage), "pull": sized(pullImage),
 	}
 }
@@ -69,7 +69,7 @@ func run(ctx context.Context, bin, only string, rounds, mib int) (bool, error) {
 	if mib < smallest || rounds < 1 {
 		return false, fmt.Errorf("-mib must be %d or more, and -rounds 1", smallest)
 	}
-	names := []string{"run", "stop", "exec", "ps", "sizes", "fleet", "import", "pull"}
+	names := []string{"run", "template", "stop", "exec", "ps", "sizes", "fleet", "import", "pull"}
 	if only != "" {
 		names = strings.Split(only, ",")
 	}

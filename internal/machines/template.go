@@ -372,7 +372,7 @@ func buildTemplate(ctx context.Context, s *core, like microvm.VM, key string, re
 		return point{}, fault.New(fault.Unavailable, "its VM has ended")
 	}
 	end := report.Stage("settle")
-	warm(ctx, guestlink.NewClient(a.client), initOf(spec))
+	warm(ctx, guestlink.NewClient(a.client), h.vm)
 	end(nil)
 	dir := s.templates.dir(unfinished + key)
 	defer os.RemoveAll(dir) //nolint:errcheck // gone if all went well; else swept at the next start
@@ -400,8 +400,8 @@ func (p point) publish(dir string) error {
 
 // warm brings a guest to rest, and makes it run a command or two, so that what that takes is in its memory. What an image
 // cannot do is left out.
-func warm(ctx context.Context, guest *guestlink.Client, init guestproto.Init) {
-	if init != guestproto.InitAgent {
+func warm(ctx context.Context, guest *guestlink.Client, vm microvm.VM) {
+	if initOf(vm.Spec) != guestproto.InitAgent {
 		settle, cancel := context.WithTimeout(ctx, settleTimeout)
 		_ = runQuietly(settle, guest, "systemctl", "is-system-running", "--wait") // degraded is fine, and so is no systemd
 		cancel()
@@ -413,6 +413,8 @@ func warm(ctx context.Context, guest *guestlink.Client, init guestproto.Init) {
 			break
 		}
 	}
+	// As it is, once more: the files that a restored guest writes first are on its own disk by then, and need no copying up.
+	_ = guest.Configure(warm, guestproto.Identity{Hostname: hostnameOf(vm), MachineID: machineIDOf(vm)})
 	_ = guest.Sync(warm)
 }
 
