@@ -11,6 +11,8 @@ import (
 	"testing"
 	"time"
 
+	"golang.org/x/sys/unix"
+
 	"banger/internal/fault"
 	"banger/internal/guestlink"
 	"banger/internal/guestproto"
@@ -164,5 +166,43 @@ func TestMachineIDOfDBus(t *testing.T) {
 	}
 	if _, err := os.Lstat(filepath.Join(none, "var")); err == nil {
 		t.Error("a root without dbus has its file now")
+	}
+}
+
+func TestReplaceFile(t *testing.T) {
+	t.Parallel()
+	dir := t.TempDir()
+	other := filepath.Join(dir, "other")
+	for name, prepare := range map[string]func(path string) error{
+		"nothing":       func(string) error { return nil },
+		"longer file":   func(p string) error { return os.WriteFile(p, []byte("a longer content"), 0o644) },
+		"shorter file":  func(p string) error { return os.WriteFile(p, []byte("x"), 0o644) },
+		"another mode":  func(p string) error { return os.WriteFile(p, []byte("secret"), 0o600) },
+		"link":          func(p string) error { return os.Symlink(other, p) },
+		"dangling link": func(p string) error { return os.Symlink(filepath.Join(dir, "none"), p) },
+		"hard link":     func(p string) error { return os.Link(other, p) },
+		"directory":     func(p string) error { return os.Mkdir(p, 0o755) },
+		"pipe":          func(p string) error { return unix.Mkfifo(p, 0o644) },
+	} {
+		if err := os.WriteFile(other, []byte("untouched"), 0o644); err != nil {
+			t.Fatal(err)
+		}
+		path := filepath.Join(dir, name)
+		if err := prepare(path); err != nil {
+			t.Fatal(err)
+		}
+		if err := replaceFile(path, "content\n", 0o644); err != nil {
+			t.Errorf("%s: %v", name, err)
+		}
+		info, err := os.Lstat(path)
+		if err != nil || info.Mode() != 0o644 {
+			t.Errorf("%s: it is now %v, %v", name, info, err)
+		}
+		if text, err := os.ReadFile(path); err != nil || string(text) != "content\n" {
+			t.Errorf("%s: it holds %q, %v", name, text, err)
+		}
+		if text, err := os.ReadFile(other); err != nil || string(text) != "untouched" {
+			t.Errorf("%s: the other file holds %q, %v", name, text, err)
+		}
 	}
 }

@@ -116,8 +116,13 @@ func resolvConf(servers []netip.Addr) string {
 	return b.String()
 }
 
-// replaceFile writes a file in one step; a symbolic link of that name is replaced, not followed.
+// replaceFile writes a file of the identity; a symbolic link of that name is replaced, not followed. A file that is there is
+// written over, which costs a guest that was just restored a third of what a new one does: ext4 flushes a file that takes the
+// place of another one. A crash in the midst of it does no harm, for each boot writes these files anew.
 func replaceFile(path, content string, mode fs.FileMode) error {
+	if writeOver(path, content, mode) == nil {
+		return nil
+	}
 	if err := ensureDir(filepath.Dir(path), 0o755); err != nil {
 		return err
 	}
@@ -135,4 +140,24 @@ func replaceFile(path, content string, mode fs.FileMode) error {
 		}
 	}
 	return nil
+}
+
+// writeOver gives an ordinary file with this mode, and no other name, another content.
+func writeOver(path, content string, mode fs.FileMode) error {
+	f, err := os.OpenFile(path, os.O_WRONLY|unix.O_NOFOLLOW|unix.O_NONBLOCK, 0)
+	if err != nil {
+		return err
+	}
+	var st unix.Stat_t
+	err = unix.Fstat(int(f.Fd()), &st)
+	if err == nil && (st.Mode != unix.S_IFREG|uint32(mode) || st.Nlink != 1 || int(st.Uid) != os.Geteuid()) {
+		err = fs.ErrInvalid
+	}
+	if err == nil {
+		_, err = f.WriteString(content)
+	}
+	if err == nil && st.Size > int64(len(content)) {
+		err = f.Truncate(int64(len(content)))
+	}
+	return errors.Join(err, f.Close())
 }

@@ -8,6 +8,7 @@ import (
 	"io/fs"
 	"os"
 	"path/filepath"
+	"sync"
 	"time"
 
 	"banger/internal/guestlink"
@@ -30,14 +31,44 @@ const homeMark = "home"
 
 const homeStage = "home files"
 
+// gathered is what the user wants in the home directory of a VM, as it was found on the host.
+type gathered struct {
+	defaults, files []byte // tar archives
+	warnings        []string
+	err             error
+}
+
+// gather begins to collect the user's files for a VM that starts for the first time, and returns how to get them; nil: there
+// are none, or the VM has them. The collecting goes on beside the start of the VM.
+func gather(ctx context.Context, h *hold) func() gathered {
+	if h.config.Home == nil || isTemplate(h.vm) {
+		return nil
+	}
+	if _, err := os.Stat(filepath.Join(h.dirs().State, homeMark)); !errors.Is(err, fs.ErrNotExist) {
+		return nil
+	}
+	done := make(chan gathered, 1)
+	go func() { done <- gatherHome(ctx, h.config.Home) }()
+	return sync.OnceValue(func() gathered { return <-done })
+}
+
+func gatherHome(ctx context.Context, home HomeFiles) (g gathered) {
+	ctx, cancel := context.WithTimeout(ctx, homeTimeout)
+	defer cancel()
+	g.defaults, g.err = home.Defaults(ctx)
+	if g.err == nil {
+		g.files, g.err = home.Files(ctx, func(text string) { g.warnings = append(g.warnings, text) })
+	}
+	if g.err != nil {
+		g.err = fmt.Errorf("collect files for the home directory: %w", g.err)
+	}
+	return g
+}
+
 // fillHome puts the user's files onto the work disk when the VM starts for the first time: what the guest makes of them
 // later is the guest's. It is never a reason not to start; what did not work is told, and tried again at the next start.
-func fillHome(ctx context.Context, h *hold, a *attachment, report progress.Sink) {
-	if h.config.Home == nil || isTemplate(h.vm) {
-		return
-	}
-	mark := filepath.Join(h.dirs().State, homeMark)
-	if _, err := os.Stat(mark); !errors.Is(err, fs.ErrNotExist) {
+func fillHome(ctx context.Context, h *hold, a *attachment, get func() gathered, report progress.Sink) {
+	if get == nil {
 		return
 	}
 	ctx, cancel := context.WithTimeout(ctx, homeTimeout)
@@ -48,31 +79,30 @@ func fillHome(ctx context.Context, h *hold, a *attachment, report progress.Sink)
 		h.log.WarnContext(ctx, "home files", "vm", h.vm.ID, "detail", text)
 		report.Send(progress.Update{Stage: homeStage, Warning: text})
 	}
-	err := sendHome(ctx, h.config.Home, guestlink.NewClient(a.client), warn)
+	files := get()
+	for _, text := range files.warnings {
+		warn(text)
+	}
+	err := files.send(ctx, guestlink.NewClient(a.client))
 	if err == nil {
-		err = os.WriteFile(mark, nil, 0o600)
+		err = os.WriteFile(filepath.Join(h.dirs().State, homeMark), nil, 0o600)
 	}
 	if err != nil {
 		warn(err.Error())
 	}
 }
 
-func sendHome(ctx context.Context, home HomeFiles, guest *guestlink.Client, warn func(string)) error {
-	defaults, err := home.Defaults(ctx)
-	if err != nil {
-		return fmt.Errorf("collect files for the home directory: %w", err)
+func (g gathered) send(ctx context.Context, guest *guestlink.Client) error {
+	if g.err != nil {
+		return g.err
 	}
-	files, err := home.Files(ctx, warn)
-	if err != nil {
-		return fmt.Errorf("collect files for the home directory: %w", err)
-	}
-	if len(defaults) > 0 {
-		if err := guest.PutHome(ctx, bytes.NewReader(defaults), guestlink.PutOptions{Keep: true}); err != nil {
+	if len(g.defaults) > 0 {
+		if err := guest.PutHome(ctx, bytes.NewReader(g.defaults), guestlink.PutOptions{Keep: true}); err != nil {
 			return fmt.Errorf("fill the home directory: %w", err)
 		}
 	}
-	if len(files) > 0 {
-		if err := guest.PutHome(ctx, bytes.NewReader(files), guestlink.PutOptions{}); err != nil {
+	if len(g.files) > 0 {
+		if err := guest.PutHome(ctx, bytes.NewReader(g.files), guestlink.PutOptions{}); err != nil {
 			return fmt.Errorf("fill the home directory: %w", err)
 		}
 	}

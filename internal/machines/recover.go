@@ -158,7 +158,7 @@ func (h *hold) adopt(ctx context.Context, a *attachment) error {
 	state := h.vm.State
 	if state == microvm.Starting {
 		state = microvm.Running
-		fillHome(ctx, h, a, nil)
+		fillHome(ctx, h, a, gather(ctx, h), nil)
 		if err := startMain(ctx, h, a, nil); err != nil {
 			return errors.Join(err, h.end(ctx, a), h.conclude(ctx, a, "its start was interrupted"))
 		}

@@ -133,6 +133,7 @@ func (h *hold) boot(ctx context.Context, launch monitorlink.Launch, report progr
 	dirs := h.dirs()
 	var back undo
 	back.push("remove runtime files", func(context.Context) error { return removeRuntime(dirs) })
+	home := gather(ctx, h)
 	end := report.Stage("start monitor")
 	a, err := h.launch(ctx, launch, &back)
 	end(err)
@@ -147,7 +148,7 @@ func (h *hold) boot(ctx context.Context, launch monitorlink.Launch, report progr
 	st, err := a.waitReady(ctx)
 	end(err)
 	if err == nil {
-		fillHome(ctx, h, a, report)
+		fillHome(ctx, h, a, home, report)
 		err = startMain(ctx, h, a, report)
 	}
 	if err == nil {

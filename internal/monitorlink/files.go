@@ -160,11 +160,13 @@ func (d Dirs) KillMonitor(timeout time.Duration) error {
 			return fault.New(fault.Timeout, "the monitor of the VM in %s does not end", d.State).
 				WithHint("find the process that holds %s and end it", d.lock())
 		}
-		// The lock goes when the kernel has torn the process down; there is nothing to wait on for a process that is
-		// not a child, and this path is taken only after a crash.
-		time.Sleep(5 * time.Millisecond)
+		// The lock goes when the kernel has torn the processes down: mostly that is the monitor, whose end can be seen.
+		awaitExactly(id, killPoll)
 	}
 }
+
+// killPoll is how long a wait for a killed monitor lasts at most before its lock is looked at again.
+const killPoll = 5 * time.Millisecond
 
 // removeGroup removes the cgroup of a monitor that is gone. A launch record that cannot be read names none.
 func (d Dirs) removeGroup(wait time.Duration) error {
@@ -195,6 +197,22 @@ func killExactly(id identity) error {
 		return fmt.Errorf("kill monitor %d: %w", id.Pid, err)
 	}
 	return nil
+}
+
+// awaitExactly waits until a process has ended, or for as long as is said. If it has ended already it waits a fifth of that, for
+// something else is waited for.
+func awaitExactly(id identity, atMost time.Duration) {
+	fd, err := unix.PidfdOpen(id.Pid, 0)
+	if err != nil || id.Pid <= 1 {
+		time.Sleep(atMost / 5)
+		return
+	}
+	defer unix.Close(fd) //nolint:errcheck // nothing to flush
+	if start, err := startTime(id.Pid); err != nil || start != id.Start {
+		time.Sleep(atMost / 5)
+		return
+	}
+	_, _ = unix.Poll([]unix.PollFd{{Fd: int32(fd), Events: unix.POLLIN}}, int(atMost/time.Millisecond)) // descriptors are small
 }
 
 // startTime reads when a process started.
