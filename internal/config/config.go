@@ -109,6 +109,9 @@ type Kernels struct {
 type Templates struct {
 	Enabled Value[bool]
 	MaxSize Value[int64] // bytes of disk that all of them may take up
+	Ready   Value[int]   // restored VMs that wait for whoever wants one next, per template in use
+	// ReadyMemory is how many bytes of memory all those that wait may take up.
+	ReadyMemory Value[int64]
 }
 
 // Daemon is how the daemon itself behaves.
@@ -151,6 +154,7 @@ func load(env func(string) string, h host) (Config, error) {
 	c.Home.Files.From, c.Home.GitIdentity = BuiltIn, Value[bool]{true, BuiltIn}
 	c.Daemon.LogLevel = Value[slog.Level]{slog.LevelInfo, BuiltIn}
 	c.Template = Templates{Enabled: Value[bool]{true, BuiltIn}, MaxSize: Value[int64]{10 << 30, BuiltIn}}
+	c.Template.Ready, c.Template.ReadyMemory = Value[int]{0, BuiltIn}, Value[int64]{1 << 30, BuiltIn}
 	c.Daemon.MemoryOvercommit = Value[Overcommit]{OvercommitWarn, BuiltIn}
 	file, explicit, err := locateFile(env)
 	if err != nil {

@@ -109,6 +109,8 @@ func (c *Config) settings() map[string]func(any) error {
 		"kernels.catalog":          setting(&c.Kernels.Catalog, absolutePath),
 		"templates.enabled":        setting(&c.Template.Enabled, boolean),
 		"templates.max_size":       setting(&c.Template.MaxSize, size(0, 1<<50, 1)),
+		"templates.ready":          setting(&c.Template.Ready, ready),
+		"templates.ready_memory":   setting(&c.Template.ReadyMemory, size(0, 1<<50, 1)),
 		"network.allow":            setting(&c.Network.Allow, prefixes),
 		"file_sync":                setting(&c.Home.Files, fileSyncs),
 		"home.git_identity":        setting(&c.Home.GitIdentity, boolean),
@@ -139,6 +141,17 @@ func weight(raw any) (int, error) {
 	n, ok := raw.(int64)
 	if !ok || n < microvm.MinWeight || n > microvm.MaxWeight {
 		return 0, bad(raw, "a whole number from %d to %d", microvm.MinWeight, microvm.MaxWeight)
+	}
+	return int(n), nil
+}
+
+// maxReady bounds the spares of one template: each takes up some tens of MiB.
+const maxReady = 16
+
+func ready(raw any) (int, error) {
+	n, ok := raw.(int64)
+	if !ok || n < 0 || n > maxReady {
+		return 0, bad(raw, "a whole number from 0 to %d", maxReady)
 	}
 	return int(n), nil
 }

@@ -77,6 +77,7 @@ func Run(ctx context.Context, o Options) error {
 	cgroups, noCgroups := cgroup.Find()
 	st, so, ho := breakable(db, sources{im, ks, o.Guest}, host)
 	templates := machines.TemplateConfig{Dir: paths.Templates(), MaxSize: o.Config.Template.MaxSize.Value, Delay: templateDelay}
+	templates.Ready, templates.ReadyMemory = o.Config.Template.Ready.Value, o.Config.Template.ReadyMemory.Value
 	if !o.Config.Template.Enabled.Value {
 		templates.Dir = ""
 	}

@@ -22,7 +22,7 @@ func newKernels(o Options, db *store.Store, im *images.Store) *kernels.Store {
 			}
 			var users []string
 			for _, vm := range vms {
-				if vm.Spec.Kernel == name {
+				if vm.Spec.Kernel == name && !vm.IsSpare() {
 					users = append(users, "VM "+vm.Name)
 				}
 			}

@@ -105,7 +105,14 @@ func (s *core) follow(ctx context.Context, a *attachment, w *monitorlink.Watch) 
 		return
 	}
 	defer h.release()
-	if h.attachment() == a {
+	switch {
+	case h.attachment() != a:
+	case h.vm.IsSpare():
+		s.pool.takeAll(func(sp spare) bool { return sp.id == a.id })
+		if err := h.delete(ctx); err != nil {
+			s.log.ErrorContext(ctx, "end spare", "vm", a.id, "err", err)
+		}
+	default:
 		if err := h.conclude(ctx, a, describe(a.exit)); err != nil {
 			s.log.ErrorContext(ctx, "record end of VM", "vm", a.id, "err", err)
 		}
@@ -125,8 +132,10 @@ func (h *hold) conclude(ctx context.Context, a *attachment, cause string) error 
 	if err := removeRuntime(h.dirs()); err != nil {
 		errs = append(errs, err)
 	}
-	if err := h.store.SetState(ctx, h.vm.ID, store.Change{To: microvm.Stopped, Cause: cause}); err != nil {
-		errs = append(errs, err)
+	if h.vm.State.HasProcess() { // else it was a spare that nobody had started yet
+		if err := h.store.SetState(ctx, h.vm.ID, store.Change{To: microvm.Stopped, Cause: cause}); err != nil {
+			errs = append(errs, err)
+		}
 	}
 	if a != nil {
 		h.table.setAttachment(h.vm.ID, nil)

@@ -51,6 +51,11 @@ func (s *Service) Create(ctx context.Context, req CreateRequest, report progress
 		return microvm.VM{}, err
 	}
 	vm := microvm.VM{Name: req.Name, Spec: spec, Ephemeral: req.Ephemeral}
+	if req.Template {
+		if claimed, err := claimSpare(ctx, &s.core, vm, report); err != nil || claimed.ID != "" {
+			return claimed, err
+		}
+	}
 	return makeVM(ctx, &s.core, vm, func(ctx context.Context, h *hold, back *undo) error {
 		return h.provision(ctx, back, req.Template, report)
 	})

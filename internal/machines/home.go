@@ -1,10 +1,14 @@
 package machines
 
 import (
+	"archive/tar"
 	"bytes"
 	"context"
+	"crypto/sha256"
+	"encoding/hex"
 	"errors"
 	"fmt"
+	"io"
 	"io/fs"
 	"os"
 	"path/filepath"
@@ -90,6 +94,24 @@ func fillHome(ctx context.Context, h *hold, a *attachment, get func() gathered, 
 	if err != nil {
 		warn(err.Error())
 	}
+}
+
+// sum tells two collections apart that differ in more than the times of the files.
+func (g gathered) sum() string {
+	hash := sha256.New()
+	for _, archive := range [][]byte{g.defaults, g.files} {
+		r := tar.NewReader(bytes.NewReader(archive))
+		for {
+			e, err := r.Next()
+			if err != nil {
+				_, _ = fmt.Fprintln(hash, "end") // of what we have made ourselves
+				break
+			}
+			_, _ = fmt.Fprintf(hash, "%q %q %o %c %d\n", e.Name, e.Linkname, e.Mode, e.Typeflag, e.Size)
+			_, _ = io.Copy(hash, r) // never fails on memory
+		}
+	}
+	return hex.EncodeToString(hash.Sum(nil))
 }
 
 func (g gathered) send(ctx context.Context, guest *guestlink.Client) error {

@@ -74,6 +74,9 @@ func (s *core) survey(ctx context.Context, mend bool) ([]Finding, error) {
 		return nil, err
 	}
 	for _, vm := range vms {
+		if vm.IsSpare() { // it is in the pool's hands
+			continue
+		}
 		h, err := s.claimVM(ctx, vm, claimant{op: "doctor", wait: glance})
 		if fault.Is(err, fault.Busy) || fault.Is(err, fault.NotFound) {
 			continue

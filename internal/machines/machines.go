@@ -19,6 +19,7 @@ import (
 	"log/slog"
 	"net/netip"
 	"path/filepath"
+	"slices"
 	"sync"
 	"time"
 
@@ -138,6 +139,7 @@ type core struct {
 	admission sync.Mutex
 
 	templates *templates
+	pool      *pool
 }
 
 // New returns a service. It does nothing before Run.
@@ -148,7 +150,7 @@ func New(c Config, st Store, sources Sources, host Host, log *slog.Logger) *Serv
 		config:  c, store: tellingStore{st, ch}, sources: sources, host: host, log: log,
 		tasks: make(chan func(context.Context)), closed: make(chan struct{}),
 		table:     table{entries: map[microvm.ID]*entry{}},
-		templates: newTemplates(c.Templates),
+		templates: newTemplates(c.Templates), pool: newPool(c.Templates),
 	}}
 }
 
@@ -157,6 +159,7 @@ func (s *Service) Run(ctx context.Context) {
 	var wg sync.WaitGroup
 	defer wg.Wait()
 	defer close(s.closed)
+	wg.Go(func() { s.pool.run(ctx, &s.core) })
 	for {
 		select {
 		case task := <-s.tasks:
@@ -199,7 +202,7 @@ func (s *Service) List(ctx context.Context) ([]Info, error) {
 	}
 	infos := make([]Info, 0, len(vms))
 	for _, vm := range vms {
-		if !isTemplate(vm) { // those are nobody's
+		if !isNobodys(vm) { // those are nobody's
 			infos = append(infos, s.infoOf(vm))
 		}
 	}
@@ -220,7 +223,7 @@ func (s *core) resolve(ctx context.Context, ref string) (microvm.VM, error) {
 	if err != nil {
 		return microvm.VM{}, err
 	}
-	return microvm.Resolve(vms, ref)
+	return microvm.Resolve(slices.DeleteFunc(vms, isNobodys), ref)
 }
 
 func (s *core) infoOf(vm microvm.VM) Info {

@@ -270,15 +270,8 @@ func (c *continuation) giveUp(ctx context.Context, h *hold, why error, report pr
 	what := "the VM boots with the disks of the moment that it was to go on from"
 	if c.Template {
 		what = "the template is not used, and the VM boots"
-		for _, path := range append(h.diskPaths(h.vm.ID), filepath.Join(h.dirs().State, homeMark)) {
-			if err := os.Remove(path); err != nil && !errors.Is(err, fs.ErrNotExist) {
-				return fmt.Errorf("make new disks: %w", err)
-			}
-		}
-		for _, path := range h.diskPaths(h.vm.ID) {
-			if err := h.host.BlankDisk(ctx, path, h.vm.Spec.DiskSize); err != nil {
-				return err
-			}
+		if err := renewDisks(ctx, h); err != nil {
+			return err
 		}
 		if !fault.Is(why, fault.NotFound) && !fault.Is(why, fault.Canceled) {
 			if err := os.RemoveAll(c.Point); err != nil { // another one is made

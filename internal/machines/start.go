@@ -54,6 +54,9 @@ func (h *hold) start(ctx context.Context, report progress.Sink) error {
 	if err != nil {
 		return err
 	}
+	if woken, err := wake(ctx, h, report); woken || err != nil {
+		return err
+	}
 	from, err := continues(ctx, h, launch, report)
 	if err != nil {
 		return err
@@ -202,6 +205,8 @@ func (h *hold) end(ctx context.Context, a *attachment) error {
 	select {
 	case <-a.done:
 		err = nil
+	case <-h.closed: // nobody follows it any more
+		err = a.dirs.KillMonitor(killTimeout)
 	case <-time.After(wait):
 		err = a.dirs.KillMonitor(killTimeout)
 		if err == nil {
@@ -274,7 +279,7 @@ func (h *hold) plan(ctx context.Context, report progress.Sink) (monitorlink.Laun
 
 // hostnameOf returns the host name of a VM.
 func hostnameOf(vm microvm.VM) string {
-	if isTemplate(vm) {
+	if isNobodys(vm) {
 		return "banger"
 	}
 	return vm.Name

@@ -31,6 +31,9 @@ type TemplateConfig struct {
 	Dir     string        // empty: there are no templates
 	MaxSize int64         // bytes that they may take up; beyond, the ones that were used longest ago go
 	Delay   time.Duration // from a boot to the making of its template
+
+	Ready       int   // spares for each template in use; 0: none
+	ReadyMemory int64 // bytes of memory that all spares may take up
 }
 
 // templatePrefix begins the names of VMs that templates are made with. Users' names have no dots.
@@ -40,6 +43,9 @@ const templatePrefix = "template."
 const templateNice = 15
 
 func isTemplate(vm microvm.VM) bool { return strings.HasPrefix(vm.Name, templatePrefix) }
+
+// isNobodys reports whether the VM is in nobody's list.
+func isNobodys(vm microvm.VM) bool { return isTemplate(vm) || vm.IsSpare() }
 
 // templates is what is known of them in memory.
 type templates struct {
@@ -99,19 +105,24 @@ type Templates struct{ *core }
 // TemplatesOf returns the part of a service that keeps templates.
 func TemplatesOf(s *Service) Templates { return Templates{&s.core} }
 
-// Prepare makes the template of VMs like this one in the background, if there is none. It returns at once.
+// Prepare makes the template of VMs like this one in the background, if there is none, and spares, if there are to be some. It
+// returns at once.
 func (s Templates) Prepare(vm microvm.VM) {
-	if s.templates.config.Dir == "" || isTemplate(vm) {
+	if s.templates.config.Dir == "" || isNobodys(vm) {
 		return
 	}
 	_ = s.spawn(func(ctx context.Context) { // the daemon ends: then not
+		key, err := keyOf(ctx, &hold{core: s.core, vm: vm}, nil)
+		if err != nil {
+			return
+		}
+		defer s.pool.replenish(ctx, s.core, vm, key)
+		if s.templates.skip(key) {
+			return
+		}
 		select {
 		case <-time.After(s.templates.config.Delay):
 		case <-ctx.Done():
-			return
-		}
-		key, err := keyOf(ctx, &hold{core: s.core, vm: vm}, nil)
-		if err != nil || s.templates.skip(key) {
 			return
 		}
 		select {
@@ -222,7 +233,7 @@ func (t *templates) list() ([]point, error) {
 }
 
 // Delete removes the template with an id or an unambiguous prefix of one. VMs that were restored from it go on.
-func (s Templates) Delete(_ context.Context, ref string) (id string, err error) {
+func (s Templates) Delete(ctx context.Context, ref string) (id string, err error) {
 	all, err := s.templates.list()
 	if err != nil {
 		return "", err
@@ -244,6 +255,7 @@ func (s Templates) Delete(_ context.Context, ref string) (id string, err error) 
 	if err := s.templates.remove(found[0]); err != nil {
 		return "", err
 	}
+	s.pool.drop(ctx, s.core, "its template is deleted", func(sp spare) bool { return sp.key == id })
 	return id, nil
 }
 
@@ -335,9 +347,7 @@ func buildTemplate(ctx context.Context, s *core, like microvm.VM, key string, re
 	if err := admit(s.config.VMs, minFree+like.Spec.Memory/2, "a template"); err != nil {
 		return point{}, err
 	}
-	spec := like.Spec
-	spec.Init, spec.Main = microvm.Init(initOf(spec)), nil // a main process decides on the init
-	spec.Env, spec.Labels, spec.TTL, spec.IdleTimeout, spec.Publish = nil, nil, 0, 0, nil
+	spec := plainSpec(like.Spec)
 	vm, err := makeVM(ctx, s, microvm.VM{Name: templatePrefix + key[:12], Spec: spec, Ephemeral: true},
 		func(ctx context.Context, h *hold, back *undo) error {
 			if err := s.store.SetImage(ctx, h.vm.ID, like.ImageDigest, spec); err != nil {

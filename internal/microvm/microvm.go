@@ -5,6 +5,7 @@ package microvm
 import (
 	"crypto/rand"
 	"encoding/hex"
+	"strings"
 	"time"
 )
 
@@ -75,6 +76,12 @@ type Lifetime struct {
 	TTL         time.Duration // from each start on; 0: never
 	IdleTimeout time.Duration // without activity; 0: never
 }
+
+// SparePrefix begins the names of VMs that are kept for whoever wants one next. Users' names have no dots.
+const SparePrefix = "spare."
+
+// IsSpare reports whether the VM is nobody's yet.
+func (v VM) IsSpare() bool { return strings.HasPrefix(v.Name, SparePrefix) }
 
 // Weights say how much of the host a VM gets when others want it too, relative to their weights. 0 is DefaultWeight.
 type Weights struct {

@@ -27,7 +27,7 @@ const (
 // expire ends the VM when its time is up, or when nothing has happened in it for too long. The monitor does this by
 // itself, so that it holds while no daemon is there. It sends the cause before it acts.
 func (m *Monitor) expire(ctx context.Context, vmm hypervisor.VMM, cause chan<- monitorlink.Cause) {
-	active, idle := m.began, time.Duration(0)
+	active, idle := *m.began.Load(), time.Duration(0)
 	var before monitorlink.Sample
 	tick := time.NewTicker(lifetimeCheck)
 	defer tick.Stop()
@@ -52,7 +52,7 @@ func (m *Monitor) expire(ctx context.Context, vmm hypervisor.VMM, cause chan<- m
 		}
 		before = now
 		switch {
-		case settings.TTL > 0 && time.Since(m.began) >= settings.TTL:
+		case settings.TTL > 0 && time.Since(*m.began.Load()) >= settings.TTL:
 			cause <- monitorlink.TTLExpired
 		case idle > 0 && time.Since(active) >= idle:
 			cause <- monitorlink.IdleExpired

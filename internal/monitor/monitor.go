@@ -45,14 +45,17 @@ type Monitor struct {
 	samples *samples
 	saver   *saver
 
-	began    time.Time    // when the VM was started; set by session
-	attached atomic.Int32 // streams to the guest and consoles that are open
+	began    atomic.Pointer[time.Time] // when the VM was started; set by session, and by claim
+	attached atomic.Int32              // streams to the guest and consoles that are open
+
+	taken   atomic.Bool // somebody claims the spare that this is, or has
+	claimed chan *ports // capacity 1: the published ports of one that was claimed
 }
 
 // New returns the monitor of the VM whose directories are given. It does nothing yet.
 func New(dirs monitorlink.Dirs, launch monitorlink.Launch, ln *net.UnixListener, log *slog.Logger) *Monitor {
 	b := newBoard(monitorlink.Status{
-		Phase: monitorlink.Booting, MonitorPid: os.Getpid(), Settings: launch.Settings(),
+		Phase: monitorlink.Booting, MonitorPid: os.Getpid(), Settings: launch.Settings(), Parked: launch.Restore != nil && launch.Restore.Parked,
 	})
 	return &Monitor{
 		dirs: dirs, launch: launch, listener: ln, log: log,
@@ -60,6 +63,7 @@ func New(dirs monitorlink.Dirs, launch monitorlink.Launch, ln *net.UnixListener,
 		console: newConsole(dirs.ConsoleLog()),
 		link:    newLink(launch.Restore),
 		samples: newSamples(),
+		claimed: make(chan *ports, 1),
 		saver:   &saver{id: launch.ID, disks: launch.Machine.Disks, board: b, log: log},
 	}
 }
@@ -92,7 +96,7 @@ func (m *Monitor) Run(ctx context.Context) error {
 // session is the life of the VMM.
 func (m *Monitor) session(ctx context.Context, ports *ports) monitorlink.Exit {
 	began := time.Now()
-	m.began = began
+	m.began.Store(&began)
 	m.enterGroup()
 	if m.launch.Nice != 0 {
 		_ = unix.Setpriority(unix.PRIO_PGRP, 0, m.launch.Nice) // all threads; the monitor leads a group of its own
@@ -150,6 +154,8 @@ func (m *Monitor) session(ctx context.Context, ports *ports) monitorlink.Exit {
 			})
 			wg.Go(func() { ports.carry(ctx, network) })
 			m.log.Info("guest ready", "vm", m.launch.ID, "dur", hello.at.Sub(began))
+		case claimed := <-m.claimed:
+			wg.Go(func() { claimed.carry(ctx, network) })
 		case <-deadline.C:
 			vmm.Kill()
 			m.console.settle()

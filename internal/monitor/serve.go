@@ -95,6 +95,8 @@ func (m *Monitor) handle(ctx context.Context, conn *net.UnixConn, vmm hypervisor
 		if answer(conn, err) == nil && err == nil {
 			_ = monitorlink.WriteLine(conn, before)
 		}
+	case monitorlink.OpClaim:
+		_ = answer(conn, m.saver.unless(func() error { return m.claim(ctx, vmm, req.Claim) }))
 	case monitorlink.OpPause, monitorlink.OpResume:
 		_ = answer(conn, m.saver.unless(func() error { return m.pause(ctx, vmm, req.Op == monitorlink.OpPause) }))
 	default:

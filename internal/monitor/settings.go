@@ -18,7 +18,7 @@ func (m *Monitor) set(ctx context.Context, vmm hypervisor.VMM, change *monitorli
 		return before, fault.New(fault.Invalid, "a request to change settings without saying which")
 	}
 	if ttl := change.TTL; ttl != nil {
-		if up := time.Since(m.began); *ttl > 0 && *ttl <= up && *ttl != before.TTL {
+		if up := time.Since(*m.began.Load()); *ttl > 0 && *ttl <= up && *ttl != before.TTL {
 			return before, fault.New(fault.Precondition, "the VM has been running for %s, so that its time would be over already",
 				up.Round(time.Second))
 		}

@@ -74,7 +74,8 @@ func TestSetMemoryWaitsForTheGuest(t *testing.T) {
 func TestSetRefusesWhatCannotBe(t *testing.T) {
 	t.Parallel()
 	m := New(monitorlink.Dirs{}, monitorlink.Launch{Lifetime: microvm.Lifetime{TTL: time.Hour}}, nil, slog.New(slog.DiscardHandler))
-	m.began = time.Now().Add(-time.Minute)
+	began := time.Now().Add(-time.Minute)
+	m.began.Store(&began)
 	var plain struct{ hypervisor.VMM } // can nothing
 	for name, c := range map[string]struct {
 		change *monitorlink.SettingsChange

@@ -42,6 +42,7 @@ type Restore struct {
 	Hostname  string
 	MachineID string // 32 hexadecimal digits
 	BootID    string // a UUID, in the place of that of the guest which was saved
+	Parked    bool   // it is a spare: nobody's until OpClaim
 }
 
 // Network describes the VM's user-mode network.
@@ -65,6 +66,7 @@ const (
 // Status is what a monitor says of itself.
 type Status struct {
 	Phase         Phase
+	Parked        bool // it is a spare that nobody has claimed yet
 	Paused        bool
 	MonitorPid    int
 	VMMPid        int
@@ -124,6 +126,7 @@ const (
 	OpGrow    Op = "grow"    // make a disk larger, as Request.Grow says
 	OpSet     Op = "set"     // a line with the Settings before: change them as Request.Set says
 	OpSamples Op = "samples" // lines with a Sample each, as Request.Samples says
+	OpClaim   Op = "claim"   // make a spare the VM that Request.Claim says, and let it go on
 	OpSave    Op = "save"    // a line with Saved, once the snapshot that Request.Save asks for is whole
 )
 
@@ -135,6 +138,7 @@ type Request struct {
 	Set     *SettingsChange `json:",omitempty"` // with OpSet
 	Samples *SamplesSpec    `json:",omitempty"` // with OpSamples; nil: the newest
 	Save    *SaveSpec       `json:",omitempty"` // with OpSave
+	Claim   *ClaimSpec      `json:",omitempty"` // with OpClaim
 }
 
 // SaveSpec says where a snapshot goes. All files are made by the monitor and none may be there; on failure none is left.

@@ -15,9 +15,10 @@ type ImageUser struct {
 }
 
 // ImageUsers returns every VM with the image that it uses, oldest first. A VM is among them from before its image is chosen
-// until its disks are gone.
+// until its disks are gone. Spares are not: they go with the image.
 func (s *Store) ImageUsers(ctx context.Context) ([]ImageUser, error) {
-	rows, err := s.db.QueryContext(ctx, `SELECT name, id, spec ->> '$.Image', image_digest FROM vms ORDER BY created_at, id`)
+	rows, err := s.db.QueryContext(ctx, `SELECT name, id, spec ->> '$.Image', image_digest FROM vms
+		 WHERE name NOT LIKE '`+microvm.SparePrefix+`%' ORDER BY created_at, id`)
 	if err != nil {
 		return nil, storageError("list users of images", err)
 	}

@@ -77,7 +77,8 @@ func (s *Store) Close() error {
 	return s.db.Close()
 }
 
-// Insert records a new VM. It sets CreatedAt and ChangedAt. A name that is taken is fault.Exists.
+// Insert records a new VM. It sets CreatedAt and ChangedAt. A name that is taken is fault.Exists. A VM with the id of a spare
+// takes its place; fault.Precondition: whose id it has is none.
 func (s *Store) Insert(ctx context.Context, vm *microvm.VM) error {
 	spec, err := json.Marshal(vm.Spec)
 	if err != nil {
@@ -85,10 +86,18 @@ func (s *Store) Insert(ctx context.Context, vm *microvm.VM) error {
 	}
 	now := s.now().UTC()
 	err = s.change(ctx, func(tx *sql.Tx) (journal.Event, error) {
-		_, err := tx.ExecContext(ctx,
+		res, err := tx.ExecContext(ctx,
 			`INSERT INTO vms (id, name, spec, image_digest, state, cause, ephemeral, created_at, changed_at)
-			 VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?)`,
+			 VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?)
+			 ON CONFLICT (id) DO UPDATE SET name = excluded.name, spec = excluded.spec, image_digest = excluded.image_digest,
+			   state = excluded.state, ephemeral = excluded.ephemeral, created_at = excluded.created_at, changed_at = excluded.changed_at
+			 WHERE name LIKE '`+microvm.SparePrefix+`%' AND state = 'stopped'`,
 			vm.ID, vm.Name, string(spec), vm.ImageDigest, vm.State, vm.Cause, vm.Ephemeral, now.UnixNano(), now.UnixNano())
+		if err == nil {
+			if n, counted := res.RowsAffected(); counted == nil && n == 0 {
+				err = fault.New(fault.Precondition, "there is a VM with the id %s, and it is no spare", vm.ID)
+			}
+		}
 		return journal.Event{At: now, Kind: journal.Created, VM: vm.ID, Name: vm.Name}, err
 	})
 	if se, ok := errors.AsType[*sqlite.Error](err); ok && se.Code() == sqlite3.SQLITE_CONSTRAINT_UNIQUE {
@@ -232,7 +241,7 @@ func (s *Store) change(ctx context.Context, do func(*sql.Tx) (journal.Event, err
 	if err != nil {
 		return err
 	}
-	if e.Kind != "" {
+	if e.Kind != "" && !(microvm.VM{Name: e.Name}).IsSpare() { // those are nobody's
 		e.Operation = progress.OperationOf(ctx)
 		if err := s.journal.Append(ctx, tx, e); err != nil {
 			return err
