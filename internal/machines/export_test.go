@@ -1,8 +1,10 @@
 package machines
 
 import (
+	"context"
 	"path/filepath"
 
+	"banger/internal/microvm"
 	"banger/internal/monitorlink"
 )
 
@@ -24,3 +26,22 @@ func (s *Service) InUse() int {
 	defer s.table.mu.Unlock()
 	return len(s.table.entries)
 }
+
+// Spares returns the ids of the spares that can be claimed.
+func (s *Service) Spares() (ids []microvm.ID) {
+	s.pool.mu.Lock()
+	defer s.pool.mu.Unlock()
+	for _, sp := range s.pool.spares {
+		ids = append(ids, sp.id)
+	}
+	return ids
+}
+
+// SparePids returns the processes of the oldest spare.
+func (s *Service) SparePids() (monitor, vmm int) {
+	st, _ := s.table.attachment(s.Spares()[0]).get()
+	return st.MonitorPid, st.VMMPid
+}
+
+// SweepSpares ends the spares that should not be any more.
+func (s *Service) SweepSpares(ctx context.Context) { s.pool.sweep(ctx, &s.core) }

@@ -2,7 +2,6 @@ package machines
 
 import (
 	"context"
-	"errors"
 	"fmt"
 	"os"
 	"slices"
@@ -180,9 +179,16 @@ func (p *pool) sweep(ctx context.Context, s *core) {
 func (p *pool) drop(ctx context.Context, s *core, why string, which func(spare) bool) {
 	for _, sp := range p.takeAll(which) {
 		s.log.InfoContext(ctx, "spare ended", "vm", sp.id, "cause", why)
-		if err := endSpare(ctx, s, sp.id); err != nil {
-			s.log.ErrorContext(ctx, "end spare", "vm", sp.id, "err", err)
-		}
+		p.discard(ctx, s, sp.id)
+	}
+}
+
+// discard ends a spare that is in the pool no more. What can't be done now is left to the next sweep: it is in the pool again, as
+// one that nobody wants.
+func (p *pool) discard(ctx context.Context, s *core, id microvm.ID) {
+	if err := endSpare(ctx, s, id); err != nil {
+		s.log.ErrorContext(ctx, "end spare", "vm", id, "err", err)
+		p.put(spare{id: id})
 	}
 }
 
@@ -219,7 +225,8 @@ func (p *pool) replenish(ctx context.Context, s *core, like microvm.VM, key stri
 	for ctx.Err() == nil && p.room(key) && plenty(s.config.HostMemory) {
 		sp, err := makeSpare(ctx, s, like, key)
 		if err == nil && !p.put(sp) {
-			err = errors.Join(context.Cause(ctx), endSpare(context.WithoutCancel(ctx), s, sp.id))
+			p.discard(context.WithoutCancel(ctx), s, sp.id)
+			return
 		}
 		if err != nil {
 			if ctx.Err() == nil && !fault.Is(err, fault.NotFound) {

@@ -165,15 +165,21 @@ func claimSpare(ctx context.Context, s *core, wanted microvm.VM, report progress
 			return none, nil
 		}
 		vm, err := assume(ctx, s, sp, home, wanted)
-		if fault.Is(err, fault.Unavailable) {
-			s.log.WarnContext(ctx, "spare is not used", "vm", sp.id, "err", err)
-			continue
+		if err == nil {
+			return vm, nil
 		}
-		return vm, err
+		if fault.Is(err, fault.Exists) && s.pool.put(sp) { // the name is taken, and the spare as good as before
+			return none, err
+		}
+		s.pool.discard(context.WithoutCancel(ctx), s, sp.id)
+		if !fault.Is(err, fault.Unavailable) {
+			return none, err
+		}
+		s.log.WarnContext(ctx, "spare is not used", "vm", sp.id, "err", err)
 	}
 }
 
-// assume records that a spare is the VM that is wanted. Otherwise the spare is ended; fault.Unavailable: another one may do.
+// assume records that a spare is the VM that is wanted. After an error it is to be ended; fault.Unavailable: another one may do.
 func assume(ctx context.Context, s *core, sp spare, home string, wanted microvm.VM) (microvm.VM, error) {
 	h, err := s.claimVM(ctx, microvm.VM{ID: sp.id}, claimant{op: "create"})
 	if err != nil {
@@ -196,9 +202,7 @@ func assume(ctx context.Context, s *core, sp spare, home string, wanted microvm.
 			return wanted, nil
 		}
 	}
-	end, cancel := context.WithTimeout(context.WithoutCancel(ctx), undoTimeout)
-	defer cancel()
-	return microvm.VM{}, errors.Join(err, h.delete(end))
+	return microvm.VM{}, err
 }
 
 // wake starts a VM that was a spare, if it still waits for that. False without an error: it does not, and is to be booted.
