@@ -86,6 +86,7 @@ func park(ctx context.Context, h *hold) (home string, err error) {
 		return "", err
 	}
 	launch.Restore.Parked = true
+	launch.Machine.Name = "pool" // the process keeps its name when somebody claims it
 	collected := gather(ctx, h)
 	var back undo
 	a, err := h.launch(ctx, launch, &back)
