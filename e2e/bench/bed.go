@@ -73,7 +73,7 @@ func newBed(ctx context.Context, bin string) (_ *bed, err error) {
 			return nil, fmt.Errorf("link %s: %w", d[0], err)
 		}
 	}
-	if err := b.learn(ctx); err != nil {
+	if err := errors.Join(b.configure(ctx, withoutTemplates), b.learn(ctx)); err != nil {
 		b.close(ctx)
 		return nil, err
 	}
@@ -189,6 +189,7 @@ type shown struct {
 	ID         string `json:"id"`
 	Name       string `json:"name"`
 	MonitorPid int    `json:"monitor_pid"`
+	VMMPid     int    `json:"vmm_pid"`
 }
 
 func (b *bed) id(ctx context.Context, vm string) (string, error) {
