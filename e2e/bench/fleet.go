@@ -159,13 +159,20 @@ func (f *fleet) connect(ctx context.Context) (*rpcclient.Client, error) {
 }
 
 func (f *fleet) banger(ctx context.Context, args ...string) (time.Duration, error) {
+	d, _, err := f.timed(ctx, args...)
+	return d, err
+}
+
+// timed is banger that also returns what the command wrote.
+func (f *fleet) timed(ctx context.Context, args ...string) (time.Duration, string, error) {
 	cmd := exec.CommandContext(ctx, filepath.Join(f.bin, "banger"), args...) // the program under test
 	cmd.Env = f.env()
 	began := time.Now()
-	if out, err := cmd.CombinedOutput(); err != nil {
-		return 0, fmt.Errorf("banger %s: %w\n%s", strings.Join(args, " "), err, out)
+	out, err := cmd.CombinedOutput()
+	if err != nil {
+		return 0, "", fmt.Errorf("banger %s: %w\n%s", strings.Join(args, " "), err, out)
 	}
-	return time.Since(began), nil
+	return time.Since(began), string(out), nil
 }
 
 func (f *fleet) stop(ctx context.Context) error {
@@ -217,7 +224,37 @@ func manyVMs(ctx context.Context, _ *bed, rounds int) ([]figure, error) {
 		return nil, err
 	}
 	shows, err := shows(ctx, full)
-	return append(start, shows...), err
+	if err != nil {
+		return nil, err
+	}
+	overhead, err := overhead(ctx, empty, rounds)
+	return slices.Concat(start, shows, overhead), err
+}
+
+// overhead measures what banger itself adds to a VM's life: a run whose VMM is a process of the host, which is there and has run
+// its command as soon as it is started, beside the command that asks for nothing.
+func overhead(ctx context.Context, f *fleet, rounds int) ([]figure, error) {
+	run := []string{"run", "--rm", "--quiet", "--image", "dummy", "--kernel", "dummy", "--init", "agent", "--net", "none", "--backend", "fake", "--disk-size", "64M"}
+	var whole, floor []time.Duration
+	stages := stageTimes{}
+	for i := range 5*rounds + 1 {
+		v, err := f.banger(ctx, "version")
+		if err != nil {
+			return nil, err
+		}
+		d, text, err := f.timed(ctx, slices.Concat(run, []string{"--timings", "--", "true"})...)
+		if err != nil {
+			return nil, err
+		}
+		if i > 0 { // the first one starts the daemon
+			whole, floor = append(whole, d), append(floor, v)
+			stages.add(text)
+		}
+	}
+	budget := median(floor) + 25*time.Millisecond
+	return append([]figure{{
+		"create, start, attach, delete, fake VMM", spread(whole), "banger version: " + spread(floor), "floor + 25 ms = " + ms(budget), median(whole) <= budget,
+	}}, stages.figures("fake")...), nil
 }
 
 // daemonStart compares the time from exec to the first answer of a daemon that has VMs to adopt with that of one without.

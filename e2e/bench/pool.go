@@ -85,7 +85,7 @@ func poolRun(ctx context.Context, b *bed, rounds int) ([]figure, error) {
 	}
 	pod, why := newPodman(ctx, b)
 	if pod != nil {
-		defer pod.close()
+		defer pod.close() //nolint:contextcheck // must end whatever became of the context
 	}
 	var whole, podman []time.Duration
 	stages := stageTimes{}
@@ -104,7 +104,7 @@ func poolRun(ctx context.Context, b *bed, rounds int) ([]figure, error) {
 		whole = append(whole, d)
 		stages.add(text)
 		if pod != nil {
-			if d, err = pod.run(ctx); err != nil {
+			if d, err = pod.timed(ctx); err != nil {
 				pod, why = nil, err.Error()
 				continue
 			}
@@ -122,28 +122,33 @@ func poolRun(ctx context.Context, b *bed, rounds int) ([]figure, error) {
 }
 
 // podman runs containers of the bed's image, in a store of its own.
-type podman struct{ dir string }
+type podman struct{ dir, run string }
 
 // newPodman loads the bed's image. Without a podman, or with one that can't, it returns why not.
 func newPodman(ctx context.Context, b *bed) (_ *podman, why string) {
 	if _, err := exec.LookPath("podman"); err != nil {
 		return nil, "podman is not installed"
 	}
-	p := &podman{dir: filepath.Join(b.dir, "podman")}
+	short, err := os.MkdirTemp("", "bp") // podman refuses long ones
+	if err != nil {
+		return nil, err.Error()
+	}
+	p := &podman{dir: filepath.Join(b.dir, "podman"), run: short}
 	archive := filepath.Join(b.dir, "image.tar")
 	defer os.Remove(archive) //nolint:errcheck // in the bed
 	if _, err := b.banger(ctx, "image", "export", "debian-bookworm", "-o", archive); err != nil {
+		p.close() //nolint:contextcheck // must end whatever became of the context
 		return nil, err.Error()
 	}
 	if err := p.command(ctx, "load", "--quiet", "--input", archive); err != nil {
-		p.close()
+		p.close() //nolint:contextcheck // likewise
 		return nil, err.Error()
 	}
 	return p, ""
 }
 
 func (p *podman) command(ctx context.Context, args ...string) error {
-	cmd := exec.CommandContext(ctx, "podman", slices.Concat([]string{"--root", p.dir + "/root", "--runroot", p.dir + "/run"}, args)...)
+	cmd := exec.CommandContext(ctx, "podman", slices.Concat([]string{"--root", p.dir, "--runroot", p.run}, args)...)
 	var text bytes.Buffer
 	cmd.Stdout, cmd.Stderr = &text, &text
 	if err := cmd.Run(); err != nil {
@@ -152,8 +157,8 @@ func (p *podman) command(ctx context.Context, args ...string) error {
 	return nil
 }
 
-// run runs true in a container with a network, as VMs have one. The limits are those that any user may set.
-func (p *podman) run(ctx context.Context) (time.Duration, error) {
+// timed runs true in a container with a network, as VMs have one. The limits are those that any user may set.
+func (p *podman) timed(ctx context.Context) (time.Duration, error) {
 	began := time.Now()
 	err := p.command(ctx, "run", "--rm", "--pull", "never", "--ulimit", "nofile=1024:1024", "--ulimit", "nproc=1000:1000",
 		"docker.io/library/debian-bookworm", "true")
@@ -164,5 +169,5 @@ func (p *podman) close() {
 	ctx, cancel := context.WithTimeout(context.Background(), time.Minute)
 	defer cancel()
 	_ = p.command(ctx, "rmi", "--all", "--force")
-	_ = os.RemoveAll(p.dir)
+	_ = errors.Join(os.RemoveAll(p.dir), os.RemoveAll(p.run)) // it is temporary
 }

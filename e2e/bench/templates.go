@@ -19,13 +19,13 @@ import (
 	"banger/internal/monitorlink"
 )
 
-// restored is how a VM of the default kind is restored from a template, which is made if it is not there.
-func (b *bed) restored(ctx context.Context) (monitorlink.Launch, error) {
+// restored is how a VM with such flags is restored from a template, which is made if it is not there.
+func (b *bed) restored(ctx context.Context, spec ...string) (monitorlink.Launch, error) {
 	const vm = "bench-restored"
-	if _, err := b.banger(ctx, "template", "build", "--init", "agent"); err != nil {
+	if _, err := b.banger(ctx, slices.Concat([]string{"template", "build", "--init", "agent"}, spec)...); err != nil {
 		return monitorlink.Launch{}, err
 	}
-	if _, err := b.banger(ctx, "vm", "create", "--quiet", "--name", vm, "--init", "agent"); err != nil {
+	if _, err := b.banger(ctx, slices.Concat([]string{"vm", "create", "--quiet", "--name", vm, "--init", "agent"}, spec)...); err != nil {
 		return monitorlink.Launch{}, err
 	}
 	defer b.banger(context.WithoutCancel(ctx), "vm", "delete", "--force", vm) //nolint:errcheck // close tells
