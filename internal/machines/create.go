@@ -30,6 +30,9 @@ func (s *Service) Create(ctx context.Context, req CreateRequest, report progress
 	if err := s.config.checkWeights(req.Spec.Weights); err != nil {
 		return microvm.VM{}, err
 	}
+	if req.Template { // it is to be started
+		s.config.Cgroups.Hasten()
+	}
 	spec := req.Spec
 	if spec.Kernel == "" {
 		spec.Kernel = s.sources.KernelOf(cmp.Or(spec.Image, s.config.Defaults.Image))
