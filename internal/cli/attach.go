@@ -45,6 +45,7 @@ type session struct {
 	credit *rpcclient.Credit
 	cancel context.CancelCauseFunc
 	raw    *rawMode
+	up     time.Time // when the VM was up; zero: it was before
 
 	reacted  atomic.Bool // the guest has said something since the last signal
 	lastSig  syscall.Signal
@@ -74,6 +75,9 @@ func (s *session) run(ctx context.Context, open func(context.Context) *attachStr
 	status, err := s.receive(ctx)
 	if err != nil {
 		return s.explain(ctx, err)
+	}
+	if !s.up.IsZero() {
+		s.display.record("command", time.Since(s.up))
 	}
 	s.finish()
 	switch code := status.GetCode(); {
@@ -110,6 +114,7 @@ func (s *session) receive(ctx context.Context) (*bangerv1.ExitStatus, error) {
 		case *bangerv1.AttachResponse_Progress:
 			s.display.update("", kind.Progress)
 		case *bangerv1.AttachResponse_Vm:
+			s.up = time.Now()
 			if s.onVM != nil {
 				s.onVM(kind.Vm)
 			}
@@ -256,6 +261,8 @@ func (s *session) finish() {
 		s.restore()
 		s.restore = nil
 	}
+	began := time.Now()
+	defer func() { s.display.record("delete", time.Since(began)) }()
 	timer := time.AfterFunc(removal, func() { s.cancel(context.DeadlineExceeded) })
 	defer timer.Stop()
 	for {

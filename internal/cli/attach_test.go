@@ -2,6 +2,7 @@ package cli
 
 import (
 	"context"
+	"encoding/json"
 	"errors"
 	"io"
 	"net/http"
@@ -12,6 +13,7 @@ import (
 	"time"
 
 	"connectrpc.com/connect"
+	"google.golang.org/protobuf/types/known/durationpb"
 
 	bangerv1 "banger/internal/gen/banger/v1"
 )
@@ -274,6 +276,29 @@ func TestTimings(t *testing.T) {
 			t.Errorf("no stage %q in\n%s", stage, r.stderr)
 		}
 	}
+}
+
+func TestTimingsAsJSON(t *testing.T) {
+	t.Parallel()
+	b := newBench(t, &fakeDaemon{attach: func(_ context.Context, s *attached) error {
+		return errors.Join(s.progress(&bangerv1.Progress{Stage: "boot", Ended: true, Elapsed: durationpb.New(1500 * time.Millisecond)}),
+			s.started(), s.exit(0))
+	}})
+	r := b.run("run", "--timings=json", "--quiet", "--", "x")
+	var v struct {
+		Stages []struct {
+			Name    string
+			Seconds float64
+		}
+		Total float64
+	}
+	if err := json.Unmarshal([]byte(r.stderr), &v); err != nil {
+		t.Fatalf("%v in %q", err, r.stderr)
+	}
+	if len(v.Stages) != 2 || v.Stages[0].Name != "connect" || v.Stages[1].Name != "boot" || v.Stages[1].Seconds != 1.5 || v.Total <= 0 {
+		t.Errorf("timings %+v", v)
+	}
+	b.run("run", "--timings=xml").want(t, 2, "", "banger: invalid argument \"xml\" for \"--timings\" flag: there is no \"xml\"\n  try: use one of: table, json\n")
 }
 
 // brokenPipe is an output that nobody reads any more.

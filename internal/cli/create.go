@@ -2,7 +2,6 @@ package cli
 
 import (
 	"context"
-	"time"
 
 	"connectrpc.com/connect"
 	"github.com/spf13/cobra"
@@ -13,7 +12,7 @@ import (
 type createOptions struct {
 	spec    specFlags
 	noStart bool
-	timings bool
+	timings timingsFlag
 }
 
 func newCreate(a *app) *cobra.Command {
@@ -33,23 +32,20 @@ output goes to the console (banger logs), and its end stops the VM.`,
 				return err
 			}
 			create.Start, create.Main = !o.noStart, &bangerv1.Process{}
-			return runCreate(cmd.Context(), a, create, o.timings)
+			return runCreate(cmd.Context(), a, create, &o.timings)
 		},
 		ValidArgsFunction: noCompletion,
 	}
 	o.spec.register(a, cmd)
 	cmd.Flags().BoolVar(&o.noStart, "no-start", false, "only create it")
-	cmd.Flags().BoolVar(&o.timings, "timings", false, "at the end, print how long each stage took")
+	o.timings.register(cmd)
 	return cmd
 }
 
-func runCreate(ctx context.Context, a *app, create *bangerv1.CreateRequest, timings bool) error {
+func runCreate(ctx context.Context, a *app, create *bangerv1.CreateRequest, timings *timingsFlag) error {
 	d := a.newDisplay()
 	defer d.keep()
-	began := time.Now()
-	if timings {
-		defer func() { d.timings(a.sys.Stderr, time.Since(began)) }()
-	}
+	defer timings.begin(a, d)()
 	client, err := a.connectTimed(ctx, d)
 	if err != nil {
 		return err
@@ -63,6 +59,7 @@ func runCreate(ctx context.Context, a *app, create *bangerv1.CreateRequest, timi
 		return err
 	}
 	vm := last.GetVm()
+	d.recordStart(vm)
 	a.note("%s", summary(vm))
 	return a.printLine(vm.GetName())
 }

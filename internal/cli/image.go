@@ -141,7 +141,7 @@ func shortDigest(digest string) string {
 }
 
 func newImagePull(a *app) *cobra.Command {
-	var timings bool
+	var timings timingsFlag
 	var platform string
 	cmd := &cobra.Command{
 		Use:   "pull <image>...",
@@ -152,23 +152,20 @@ have. Credentials are those of docker login or podman login.`,
 		Example: "  banger image pull debian-bookworm\n  banger image pull alpine:3.20",
 		Args:    someOf("image"),
 		RunE: func(cmd *cobra.Command, args []string) error {
-			return runImagePull(cmd.Context(), a, args, platform, timings)
+			return runImagePull(cmd.Context(), a, args, platform, &timings)
 		},
 		ValidArgsFunction: completer{a}.images,
 	}
-	cmd.Flags().BoolVar(&timings, "timings", false, "at the end, print how long each stage took")
+	timings.register(cmd)
 	cmd.Flags().StringVar(&platform, "platform", "", "of an image made for several: linux/amd64 (default: this host's)")
 	complete(cmd, "platform", fixed("linux/amd64", "linux/arm64"))
 	return cmd
 }
 
-func runImagePull(ctx context.Context, a *app, names []string, platform string, timings bool) error {
+func runImagePull(ctx context.Context, a *app, names []string, platform string, timings *timingsFlag) error {
 	d := a.newDisplay()
 	defer d.keep()
-	began := time.Now()
-	if timings {
-		defer func() { d.timings(a.sys.Stderr, time.Since(began)) }()
-	}
+	defer timings.begin(a, d)()
 	client, err := a.connectTimed(ctx, d)
 	if err != nil {
 		return err

@@ -6,7 +6,6 @@ import (
 	"io/fs"
 	"os"
 	"strings"
-	"time"
 
 	"github.com/spf13/cobra"
 
@@ -22,7 +21,7 @@ type runOptions struct {
 	tty     ttyChoice
 	remove  bool
 	detach  bool
-	timings bool
+	timings timingsFlag
 
 	noTemplate bool
 }
@@ -80,7 +79,7 @@ With -d the command is the VM's main process: it runs from each start of the VM 
 	f.BoolVar(&o.remove, "rm", false, "delete the VM when the command has ended, Ctrl-C included")
 	f.BoolVarP(&o.detach, "detach", "d", false, "print the VM's name and attach to nothing; the command is its main process")
 	f.BoolVar(&o.noTemplate, "no-template", false, "boot, although a template could be restored")
-	f.BoolVar(&o.timings, "timings", false, "at the end, print how long each stage took")
+	o.timings.register(cmd)
 	return cmd
 }
 
@@ -124,7 +123,7 @@ func runRun(ctx context.Context, a *app, o *runOptions, create *bangerv1.CreateR
 				withHint("leave the command out, then: banger exec NAME -- %s", strings.Join(args, " "))
 		}
 		create.Main = &bangerv1.Process{Args: args, Dir: o.workdir, User: o.user}
-		return runCreate(ctx, a, create, o.timings)
+		return runCreate(ctx, a, create, &o.timings)
 	}
 	exec, err := a.execSpec(args, nil, o.user, o.workdir, o.tty)
 	if err != nil {
@@ -132,10 +131,7 @@ func runRun(ctx context.Context, a *app, o *runOptions, create *bangerv1.CreateR
 	}
 	d := a.newDisplay()
 	defer d.keep()
-	began := time.Now()
-	if o.timings {
-		defer func() { d.timings(a.sys.Stderr, time.Since(began)) }()
-	}
+	defer o.timings.begin(a, d)()
 	client, err := a.connectTimed(ctx, d)
 	if err != nil {
 		return err
@@ -150,6 +146,7 @@ func runRun(ctx context.Context, a *app, o *runOptions, create *bangerv1.CreateR
 		onVM: func(up *bangerv1.VM) {
 			vm = up
 			d.erase()
+			d.recordStart(up)
 			a.note("%s", summary(up))
 		},
 	}

@@ -2,7 +2,6 @@ package cli
 
 import (
 	"context"
-	"time"
 
 	"connectrpc.com/connect"
 	"github.com/spf13/cobra"
@@ -11,27 +10,24 @@ import (
 )
 
 func newStart(a *app) *cobra.Command {
-	var timings bool
+	var timings timingsFlag
 	cmd := &cobra.Command{
 		Use:               "start <vm>...",
 		Short:             "Boot VMs that are stopped",
 		Long:              "Boot VMs that are stopped, and wait until commands can run in them.",
 		Example:           "  banger start devbox\n  banger start devbox testbox",
 		Args:              someOf("VM"),
-		RunE:              func(cmd *cobra.Command, args []string) error { return runStart(cmd.Context(), a, args, timings) },
+		RunE:              func(cmd *cobra.Command, args []string) error { return runStart(cmd.Context(), a, args, &timings) },
 		ValidArgsFunction: completer{a}.vms,
 	}
-	cmd.Flags().BoolVar(&timings, "timings", false, "at the end, print how long each stage took")
+	timings.register(cmd)
 	return cmd
 }
 
-func runStart(ctx context.Context, a *app, refs []string, timings bool) error {
+func runStart(ctx context.Context, a *app, refs []string, timings *timingsFlag) error {
 	d := a.newDisplay()
 	defer d.keep()
-	began := time.Now()
-	if timings {
-		defer func() { d.timings(a.sys.Stderr, time.Since(began)) }()
-	}
+	defer timings.begin(a, d)()
 	client, err := a.connectTimed(ctx, d)
 	if err != nil {
 		return err
