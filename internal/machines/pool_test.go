@@ -201,12 +201,17 @@ func TestSparesOfAKilledDaemonGo(t *testing.T) {
 // TestClaimIsCutOff has the daemon end between the claim of a spare and the start of the VM that it became.
 func TestClaimIsCutOff(t *testing.T) {
 	t.Parallel()
-	for _, ephemeral := range []bool{false, true} {
+	for _, c := range []struct {
+		ephemeral bool
+		state     microvm.State // that is recorded by then
+	}{{false, microvm.Stopped}, {true, microvm.Stopped}, {false, microvm.Starting}, {true, microvm.Starting}} {
 		b, _ := newPoolBed(t, 1)
+		ephemeral := c.ephemeral
 		vm, err := b.svc.Create(t.Context(), machines.CreateRequest{Name: "box", Template: true, Ephemeral: ephemeral}, nil)
 		if err != nil {
 			t.Fatal(err)
 		}
+		b.setRow(vm.ID, c.state, ephemeral)
 		monitor := b.get("box").Status.MonitorPid
 		b.restart()
 		b.mustNotRun(vm.ID, monitor)

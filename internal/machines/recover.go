@@ -152,7 +152,7 @@ func lastWord(d monitorlink.Dirs) string { return describe(d.ReadExit()) }
 // whether it would have come up is not known.
 func (h *hold) adopt(ctx context.Context, a *attachment) error {
 	st, _ := a.get()
-	if st.Phase != monitorlink.Ready {
+	if st.Phase != monitorlink.Ready || st.Parked {
 		return errors.Join(h.end(ctx, a), h.conclude(ctx, a, "its start was interrupted"))
 	}
 	state := h.vm.State
