@@ -45,3 +45,6 @@ func (s *Service) SparePids() (monitor, vmm int) {
 
 // SweepSpares ends the spares that should not be any more.
 func (s *Service) SweepSpares(ctx context.Context) { s.pool.sweep(ctx, &s.core) }
+
+// ExpireClaim ends what waits for the start of a VM that was a spare.
+func (s *Service) ExpireClaim(ctx context.Context, id microvm.ID) { expireClaim(ctx, &s.core, id, 0) }

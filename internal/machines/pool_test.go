@@ -289,3 +289,22 @@ func TestSpareNamesAreNobodys(t *testing.T) {
 		t.Error("a spare is not told by its name")
 	}
 }
+
+func TestClaimThatNobodyStarts(t *testing.T) {
+	t.Parallel()
+	b, _ := newPoolBed(t, 1)
+	vm, err := b.svc.Create(t.Context(), machines.CreateRequest{Name: "box", Template: true}, nil)
+	if err != nil {
+		t.Fatal(err)
+	}
+	monitor := b.get("box").Status.MonitorPid
+	b.svc.ExpireClaim(t.Context(), vm.ID)
+	b.mustNotRun(vm.ID, monitor)
+	if info := b.get("box"); info.State != microvm.Stopped {
+		t.Errorf("the VM is %s", info.State)
+	}
+	b.start("box")
+	b.mustAnswer("box")
+	b.svc.ExpireClaim(t.Context(), vm.ID) // one that was started is left alone
+	b.mustAnswer("box")
+}

@@ -167,6 +167,7 @@ func claimSpare(ctx context.Context, s *core, wanted microvm.VM, report progress
 		}
 		vm, err := assume(ctx, s, sp, home, wanted)
 		if err == nil {
+			_ = s.spawn(func(ctx context.Context) { expireClaim(ctx, s, sp.id, claimPatience) }) // the daemon ends: recovery does it
 			return vm, nil
 		}
 		if fault.Is(err, fault.Exists) && s.pool.put(sp) { // the name is taken, and the spare as good as before
@@ -177,6 +178,31 @@ func claimSpare(ctx context.Context, s *core, wanted microvm.VM, report progress
 			return none, err
 		}
 		s.log.WarnContext(ctx, "spare is not used", "vm", sp.id, "err", err)
+	}
+}
+
+// claimPatience is how long a VM that was a spare may wait for its start.
+const claimPatience = time.Minute
+
+// expireClaim ends what waits for the start of a VM that was a spare, if nobody starts it: whoever created it went away in between.
+// Then it is a stopped VM like any other.
+func expireClaim(ctx context.Context, s *core, id microvm.ID, after time.Duration) {
+	select {
+	case <-time.After(after):
+	case <-ctx.Done():
+		return
+	}
+	h, err := s.claimVM(ctx, microvm.VM{ID: id}, claimant{op: "end what it waits with"})
+	if err != nil {
+		return // it is gone
+	}
+	defer h.release()
+	if !parked(h) {
+		return
+	}
+	a := h.attachment()
+	if err := errors.Join(h.end(ctx, a), h.conclude(ctx, a, "nobody started it")); err != nil {
+		s.log.ErrorContext(ctx, "end a VM that nobody started", "vm", id, "err", err)
 	}
 }
 
@@ -230,7 +256,7 @@ func wake(ctx context.Context, h *hold, report progress.Sink) (bool, error) {
 	}
 	stop, cancel := context.WithTimeout(context.WithoutCancel(ctx), undoTimeout)
 	defer cancel()
-	undone := errors.Join(h.end(stop, a), removeRuntime(h.dirs()))
+	undone := errors.Join(h.end(stop, a), h.conclude(stop, a, "what was kept ready could not be used"))
 	if entered {
 		undone = errors.Join(undone, h.store.SetState(stop, h.vm.ID, store.Change{To: microvm.Stopped, Cause: "what was kept ready could not be used"}))
 	}
