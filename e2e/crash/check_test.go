@@ -95,7 +95,7 @@ func (b *bed) look(ctx context.Context, c client) (vms []*bangerv1.VM, problems 
 			if vm.GetVmmPid() == 0 || syscall.Kill(int(vm.GetVmmPid()), 0) != nil || syscall.Kill(int(vm.GetMonitorPid()), 0) != nil {
 				bad("VM %s is %s and its processes %d and %d are not there", vm.GetName(), state, vm.GetMonitorPid(), vm.GetVmmPid())
 			}
-		case microvm.Stopped, microvm.Failed:
+		case microvm.Stopped, microvm.Suspended, microvm.Failed:
 			d := monitorlink.Dirs{State: b.state("vms", vm.GetId())}
 			if held, err := d.Alive(); held || err != nil {
 				bad("VM %s is %s and its lock is held: %t, %v", vm.GetName(), state, held, err)

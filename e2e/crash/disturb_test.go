@@ -159,7 +159,7 @@ func atRest(vm *bangerv1.VM) bool {
 	switch state {
 	case microvm.Running, microvm.Paused:
 		return vm.GetVmmPid() != 0
-	case microvm.Stopped, microvm.Failed:
+	case microvm.Stopped, microvm.Suspended, microvm.Failed:
 		return true
 	case microvm.Creating, microvm.Starting, microvm.Stopping, microvm.Deleting:
 	}

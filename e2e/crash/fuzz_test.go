@@ -233,7 +233,7 @@ func (f *fuzzer) settle(ctx context.Context) {
 		switch microvm.State(vm.GetState()) {
 		case microvm.Paused:
 			_, err = c.resume(ctx, vm.GetId())
-		case microvm.Stopped, microvm.Failed:
+		case microvm.Stopped, microvm.Suspended, microvm.Failed:
 			_, err = c.start(ctx, vm.GetId())
 		default:
 			err = nil

@@ -77,7 +77,7 @@ func paintState(paint painter, state string) string {
 		return paint.green(state)
 	case microvm.Failed:
 		return paint.red(state)
-	case microvm.Paused, microvm.Creating, microvm.Starting, microvm.Stopping, microvm.Deleting:
+	case microvm.Paused, microvm.Suspended, microvm.Creating, microvm.Starting, microvm.Stopping, microvm.Deleting:
 		return paint.yellow(state)
 	case microvm.Stopped:
 	}

@@ -118,7 +118,7 @@ func writeVM(w io.Writer, paint painter, vm *bangerv1.VM, now time.Time) error {
 	s.section("Machine", "vcpus", itoa(spec.GetVcpus()), "memory", size(spec.GetMemory()), "disks", disks, "on this host", use,
 		"image", spec.GetImage(), "image digest", vm.GetImageDigest(), "kernel", spec.GetKernel(), "init", spec.GetInit(),
 		"network", spec.GetNet(), "published", publishedText(vm), "backend", spec.GetBackend(), "cpu weight", weight(spec.GetCpuWeight()), "io weight", weight(spec.GetIoWeight()),
-		"time to live", lasting(spec.GetTtl()), "idle timeout", lasting(spec.GetIdleTimeout()))
+		"time to live", lasting(spec.GetTtl()), "idle timeout", lasting(spec.GetIdleTimeout()), "auto suspend", lasting(spec.GetAutoSuspend()))
 	s.section("Program", "main process", strings.Join(vm.GetMain().GetArgs(), " "), "user", vm.GetMain().GetUser(),
 		"directory", vm.GetMain().GetDir(), "image's ports", strings.Join(vm.GetExposedPorts(), ", "))
 	s.section("Environment", sortedPairs(spec.GetEnv())...)

@@ -26,11 +26,13 @@ type specFlags struct {
 	backend  string
 	env      []string
 	labels   []string
-	ttl      time.Duration
-	idle     time.Duration
+	times    lifetimeFlags
 	weights  weightFlags
 	publish  []string
 }
+
+// lifetimeFlags are the times after which something becomes of the VM by itself; 0: never.
+type lifetimeFlags struct{ ttl, idle, suspend time.Duration }
 
 func (s *specFlags) register(a *app, cmd *cobra.Command) {
 	s.init.choices = []string{string(microvm.InitAuto), string(microvm.InitAgent), string(microvm.InitSystemd)}
@@ -47,8 +49,9 @@ func (s *specFlags) register(a *app, cmd *cobra.Command) {
 	f.StringVar(&s.backend, "backend", "", "`hypervisor`: auto, qemu")
 	f.StringArrayVarP(&s.env, "env", "e", nil, "`KEY=VALUE` for every command in the VM, or KEY to take it from here; may be repeated")
 	f.StringArrayVar(&s.labels, "label", nil, "`KEY=VALUE` to know the VM by; may be repeated")
-	f.DurationVar(&s.ttl, "ttl", 0, "shut the VM down this long after each start: 8h")
-	f.DurationVar(&s.idle, "idle-timeout", 0, "shut the VM down when nothing has happened in it for so long: 30m")
+	f.DurationVar(&s.times.ttl, "ttl", 0, "shut the VM down this long after each start: 8h")
+	f.DurationVar(&s.times.suspend, "auto-suspend", 0, "save the VM and end its processes when nothing has happened in it for so long; exec, cp and ssh wake it: 10m")
+	f.DurationVar(&s.times.idle, "idle-timeout", 0, "shut the VM down when nothing has happened in it for so long: 30m")
 	f.StringArrayVarP(&s.publish, "publish", "p", nil, publishUsage)
 	complete(cmd, "publish", noCompletion)
 	s.weights.register(cmd)
@@ -81,7 +84,7 @@ func (s *specFlags) request(a *app, cmd *cobra.Command) (*bangerv1.CreateRequest
 	if err := s.weights.check(cmd); err != nil {
 		return nil, err
 	}
-	if s.ttl < 0 || s.idle < 0 {
+	if s.times.ttl < 0 || s.times.idle < 0 {
 		return nil, usagef("a negative time to live or idle timeout").withHint("use a time such as 30m")
 	}
 	if _, err := microvm.ParsePublished(s.publish); err != nil {
@@ -100,7 +103,7 @@ func (s *specFlags) request(a *app, cmd *cobra.Command) (*bangerv1.CreateRequest
 		Vcpus:  int32(s.vcpus), // checked above
 		Memory: int64(s.memory), DiskSize: int64(s.diskSize),
 		Init: s.init.value, Net: s.net.value, Backend: s.backend,
-		Env: env, Labels: labels, Ttl: optional(s.ttl), IdleTimeout: optional(s.idle),
+		Env: env, Labels: labels, Ttl: optional(s.times.ttl), IdleTimeout: optional(s.times.idle), AutoSuspend: optional(s.times.suspend),
 		Publish: s.publish, CpuWeight: s.weights.cpu, IoWeight: s.weights.io,
 	}}, nil
 }

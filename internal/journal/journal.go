@@ -27,15 +27,16 @@ type Kind string
 
 // The kinds.
 const (
-	Created Kind = "created" // the VM is recorded; its disks are being made
-	Started Kind = "started"
-	Stopped Kind = "stopped"
-	Failed  Kind = "failed" // a start failed
-	Paused  Kind = "paused"
-	Resumed Kind = "resumed"
-	Changed Kind = "changed" // what was asked of it is different now
-	Adopted Kind = "adopted" // a new daemon has taken the running VM over
-	Deleted Kind = "deleted"
+	Created   Kind = "created" // the VM is recorded; its disks are being made
+	Started   Kind = "started"
+	Stopped   Kind = "stopped"
+	Failed    Kind = "failed" // a start failed
+	Paused    Kind = "paused"
+	Suspended Kind = "suspended"
+	Resumed   Kind = "resumed"
+	Changed   Kind = "changed" // what was asked of it is different now
+	Adopted   Kind = "adopted" // a new daemon has taken the running VM over
+	Deleted   Kind = "deleted"
 )
 
 // Event is one line of the journal.

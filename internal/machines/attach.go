@@ -76,7 +76,9 @@ func (s *core) follow(ctx context.Context, a *attachment, w *monitorlink.Watch) 
 	for {
 		st, err := w.Next()
 		if err == nil {
+			before, _ := a.get()
 			a.set(st)
+			noticeIdle(s, a, before, st)
 			if st.Exit == nil {
 				continue
 			}

@@ -48,3 +48,6 @@ func (s *Service) SweepSpares(ctx context.Context) { s.pool.sweep(ctx, &s.core) 
 
 // ExpireClaim ends what waits for the start of a VM that was a spare.
 func (s *Service) ExpireClaim(ctx context.Context, id microvm.ID) { expireClaim(ctx, &s.core, id, 0) }
+
+// Suspend suspends a VM as if its monitor had told that it is idle.
+func (s *Service) Suspend(ctx context.Context, id microvm.ID) { suspend(ctx, &s.core, id) }

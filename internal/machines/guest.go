@@ -11,8 +11,9 @@ import (
 )
 
 // Guest returns the way to the agent of a running VM.
+// A suspended one is started.
 func (s *Service) Guest(ctx context.Context, ref string) (microvm.VM, *guestlink.Client, error) {
-	vm, a, err := s.running(ctx, ref)
+	vm, a, err := reach(ctx, &s.core, ref)
 	if err != nil {
 		return vm, nil, err
 	}

@@ -190,6 +190,7 @@ const (
 // origin says where a VM goes on.
 type origin struct {
 	Point    string // directory
+	Same     bool   // it goes on as the same machine; the point is its own and goes when it has
 	Template bool   // any VM like it would do: if it can't be restored, the VM boots
 }
 
@@ -235,7 +236,7 @@ func forgetOrigin(h *hold) error {
 			return fmt.Errorf("forget what VM %s goes on from: %w", h.vm.Name, err)
 		}
 	}
-	return nil
+	return os.RemoveAll(filepath.Join(h.dirs().State, suspendedDir))
 }
 
 // continuation is a restore that is about to be tried.
@@ -297,6 +298,9 @@ func (c *continuation) take(h *hold, launch *monitorlink.Launch) error {
 	m.VCPUs, m.Memory, m.FixedMemory = c.point.Machine.VCPUs, c.point.Machine.Memory, c.point.Machine.FixedMemory
 	launch.Restore = &monitorlink.Restore{
 		Snapshot: c.point.snapshot(), Hostname: hostnameOf(h.vm), MachineID: machineIDOf(h.vm), BootID: randomUUID(),
+	}
+	if c.Same {
+		launch.Restore.BootID = ""
 	}
 	return nil
 }

@@ -38,14 +38,15 @@ const (
 // recovery is the table of what is done, for each recorded state and each presence.
 var recovery = map[microvm.State][3]action{ //nolint:gochecknoglobals // a constant table
 	//                  absent   silent    alive
-	microvm.Creating: {discard, discard, discard},
-	microvm.Stopped:  {keep, endStray, endStray},
-	microvm.Starting: {settle, settle, adopt},
-	microvm.Running:  {settle, settle, adopt},
-	microvm.Paused:   {settle, settle, adopt},
-	microvm.Stopping: {settle, settle, finish},
-	microvm.Deleting: {discard, discard, discard},
-	microvm.Failed:   {keep, endStray, endStray},
+	microvm.Creating:  {discard, discard, discard},
+	microvm.Stopped:   {keep, endStray, endStray},
+	microvm.Starting:  {settle, settle, adopt},
+	microvm.Running:   {settle, settle, adopt},
+	microvm.Paused:    {settle, settle, adopt},
+	microvm.Suspended: {keep, endStray, endStray},
+	microvm.Stopping:  {settle, settle, finish},
+	microvm.Deleting:  {discard, discard, discard},
+	microvm.Failed:    {keep, endStray, endStray},
 }
 
 // Bounds of recovery.
@@ -168,6 +169,12 @@ func (h *hold) adopt(ctx context.Context, a *attachment) error {
 		if err := h.store.SetState(ctx, h.vm.ID, store.Change{To: state, BootID: st.BootID}); err != nil {
 			return err
 		}
+	}
+	if o, _, err := readOrigin(h); err == nil && o != nil && o.Same && state == microvm.Running { // it was about to be suspended
+		if err := unsuspend(ctx, h, a); err != nil {
+			return err
+		}
+		st, _ = a.get()
 	}
 	is := microvm.Running
 	if st.Paused {

@@ -62,14 +62,15 @@ const (
 // fates is written down a second time on purpose: the service's table is held to it.
 func fates() map[microvm.State][presences]fate {
 	return map[microvm.State][presences]fate{
-		microvm.Creating: {gone, gone, gone},
-		microvm.Stopped:  {kept, kept, kept},
-		microvm.Starting: {stopped, stopped, running},
-		microvm.Running:  {stopped, stopped, running},
-		microvm.Paused:   {stopped, stopped, running},
-		microvm.Stopping: {stopped, stopped, stopped},
-		microvm.Deleting: {gone, gone, gone},
-		microvm.Failed:   {kept, kept, kept},
+		microvm.Creating:  {gone, gone, gone},
+		microvm.Stopped:   {kept, kept, kept},
+		microvm.Starting:  {stopped, stopped, running},
+		microvm.Running:   {stopped, stopped, running},
+		microvm.Paused:    {stopped, stopped, running},
+		microvm.Suspended: {kept, kept, kept},
+		microvm.Stopping:  {stopped, stopped, stopped},
+		microvm.Deleting:  {gone, gone, gone},
+		microvm.Failed:    {kept, kept, kept},
 	}
 }
 

@@ -65,7 +65,7 @@ func makeSpare(ctx context.Context, s *core, like microvm.VM, key string) (spare
 // plainSpec leaves out of a specification what is one VM's own.
 func plainSpec(spec microvm.Spec) microvm.Spec {
 	spec.Init, spec.Main = microvm.Init(initOf(spec)), nil // a main process decides on the init
-	spec.Env, spec.Labels, spec.TTL, spec.IdleTimeout, spec.Publish = nil, nil, 0, 0, nil
+	spec.Env, spec.Labels, spec.Lifetime, spec.Publish = nil, nil, microvm.Lifetime{}, nil
 	return spec
 }
 

@@ -26,6 +26,9 @@ func (s *Service) Stop(ctx context.Context, ref string, timeout time.Duration, r
 		return Info{}, err
 	}
 	defer h.release()
+	if err := forgetSuspended(ctx, h, "stopped while it was suspended"); err != nil {
+		return Info{}, err
+	}
 	if h.vm.State.Live() {
 		end := report.Stage("shut down")
 		err = h.stop(ctx, timeout)

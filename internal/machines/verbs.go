@@ -24,6 +24,9 @@ func (s *Service) Restart(ctx context.Context, ref string, timeout time.Duration
 		return Info{}, err
 	}
 	defer h.release()
+	if err := forgetSuspended(ctx, h, "restarted while it was suspended"); err != nil {
+		return Info{}, err
+	}
 	if h.vm.State.Live() {
 		end := report.Stage("shut down")
 		err = h.stop(ctx, timeout)
@@ -52,6 +55,9 @@ func (s *Service) Kill(ctx context.Context, ref string, signal unix.Signal) (Inf
 		return Info{}, err
 	}
 	defer h.release()
+	if err := forgetSuspended(context.WithoutCancel(ctx), h, "killed"); err != nil {
+		return Info{}, err
+	}
 	if h.vm.State.HasProcess() {
 		ctx := context.WithoutCancel(ctx)
 		a := h.attachment()

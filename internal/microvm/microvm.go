@@ -75,6 +75,7 @@ type Spec struct {
 type Lifetime struct {
 	TTL         time.Duration // from each start on; 0: never
 	IdleTimeout time.Duration // without activity; 0: never
+	AutoSuspend time.Duration // without activity, until the VM is suspended; 0: never
 }
 
 // SparePrefix begins the names of VMs that are kept for whoever wants one next. Users' names have no dots.

@@ -8,31 +8,33 @@ type State string
 
 // The states.
 const (
-	Creating State = "creating" // disks are being made
-	Stopped  State = "stopped"  // whole, not running
-	Starting State = "starting" // a monitor is being started
-	Running  State = "running"  // the agent has answered
-	Paused   State = "paused"   // vCPUs stopped, memory kept
-	Stopping State = "stopping" // on the way to stopped
-	Deleting State = "deleting" // on the way out; only delete may follow
-	Failed   State = "failed"   // a start failed; logs are kept; may be started again or deleted
+	Creating  State = "creating"  // disks are being made
+	Stopped   State = "stopped"   // whole, not running
+	Starting  State = "starting"  // a monitor is being started
+	Running   State = "running"   // the agent has answered
+	Paused    State = "paused"    // vCPUs stopped, memory kept
+	Suspended State = "suspended" // saved to the disk, without processes: who reaches for its guest lets it go on
+	Stopping  State = "stopping"  // on the way to stopped
+	Deleting  State = "deleting"  // on the way out; only delete may follow
+	Failed    State = "failed"    // a start failed; logs are kept; may be started again or deleted
 )
 
 // States returns every state.
 func States() []State {
-	return []State{Creating, Stopped, Starting, Running, Paused, Stopping, Deleting, Failed}
+	return []State{Creating, Stopped, Starting, Running, Paused, Suspended, Stopping, Deleting, Failed}
 }
 
 // next is the table of legal changes.
 var next = map[State][]State{ //nolint:gochecknoglobals // a constant table
-	Creating: {Stopped, Deleting},
-	Stopped:  {Starting, Deleting},
-	Starting: {Running, Stopped, Failed},
-	Running:  {Paused, Stopping, Stopped, Failed},
-	Paused:   {Running, Stopping, Stopped, Failed},
-	Stopping: {Stopped, Failed},
-	Failed:   {Starting, Stopped, Deleting},
-	Deleting: {},
+	Creating:  {Stopped, Deleting},
+	Stopped:   {Starting, Deleting},
+	Starting:  {Running, Stopped, Failed},
+	Running:   {Paused, Suspended, Stopping, Stopped, Failed},
+	Paused:    {Running, Stopping, Stopped, Failed},
+	Suspended: {Starting, Stopped, Deleting},
+	Stopping:  {Stopped, Failed},
+	Failed:    {Starting, Stopped, Deleting},
+	Deleting:  {},
 }
 
 // MayBecome reports whether a VM in state s may be recorded in state t next.
@@ -45,7 +47,7 @@ func (s State) HasProcess() bool {
 	switch s {
 	case Starting, Running, Paused, Stopping:
 		return true
-	case Creating, Stopped, Deleting, Failed:
+	case Creating, Stopped, Suspended, Deleting, Failed:
 		return false
 	}
 	return false

@@ -4,6 +4,7 @@ import (
 	"math"
 	"strconv"
 	"strings"
+	"time"
 
 	"banger/internal/fault"
 )
@@ -77,6 +78,11 @@ func (s Spec) Validate() error {
 	case s.Weights.CPU < 0 || s.Weights.CPU > MaxWeight || s.Weights.IO < 0 || s.Weights.IO > MaxWeight:
 		return fault.New(fault.Invalid, "bad weight of CPU or disks %d, %d", s.Weights.CPU, s.Weights.IO).
 			WithHint("use %d to %d; %d is the default", MinWeight, MaxWeight, DefaultWeight)
+	case s.AutoSuspend < 0 || s.AutoSuspend > 0 && s.AutoSuspend < time.Second:
+		return fault.New(fault.Invalid, "bad time without activity %s until the VM is suspended", s.AutoSuspend).WithHint("use 1s or more")
+	case s.AutoSuspend > 0 && len(s.Publish) > 0:
+		return fault.New(fault.Invalid, "a VM with published ports is not suspended by itself: nobody would listen on them").
+			WithHint("leave out one of the two")
 	case s.TTL < 0 || s.IdleTimeout < 0:
 		return fault.New(fault.Invalid, "bad time to live %s or idle timeout %s: negative", s.TTL, s.IdleTimeout)
 	case s.Image == "":

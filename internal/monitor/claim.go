@@ -48,7 +48,7 @@ func (m *Monitor) claim(ctx context.Context, vmm hypervisor.VMM, spec *monitorli
 	m.began.Store(&began)
 	m.board.update(func(s *monitorlink.Status) {
 		s.Parked, s.Paused = false, false
-		s.Settings.TTL, s.Settings.IdleTimeout = spec.TTL, spec.IdleTimeout
+		s.Settings.TTL, s.Settings.IdleTimeout, s.Settings.AutoSuspend = spec.TTL, spec.IdleTimeout, spec.AutoSuspend
 		s.Stages = []monitorlink.Stage{{Name: "claim", Elapsed: time.Since(began)}}
 	})
 	m.log.Info("spare claimed", "vm", m.launch.ID, "dur", time.Since(began))

@@ -28,6 +28,7 @@ const (
 // itself, so that it holds while no daemon is there. It sends the cause before it acts.
 func (m *Monitor) expire(ctx context.Context, vmm hypervisor.VMM, cause chan<- monitorlink.Cause) {
 	active, idle := *m.began.Load(), time.Duration(0)
+	drowsy := active
 	var before monitorlink.Sample
 	tick := time.NewTicker(lifetimeCheck)
 	defer tick.Stop()
@@ -49,6 +50,11 @@ func (m *Monitor) expire(ctx context.Context, vmm hypervisor.VMM, cause chan<- m
 		}
 		if m.attached.Load() > 0 || m.isActive(before, now) {
 			active = time.Now()
+			drowsy = active
+		}
+		if settings.AutoSuspend > 0 && time.Since(drowsy) >= settings.AutoSuspend {
+			drowsy = time.Now() // told again after as long
+			m.board.update(func(s *monitorlink.Status) { s.Idle++ })
 		}
 		before = now
 		switch {

@@ -35,7 +35,10 @@ func newLink(restored *monitorlink.Restore) *link { return &link{restored: resto
 func (l *link) meet(ctx context.Context, s *guestlink.Session, hello guestproto.Hello) guestReady {
 	g := guestReady{bootID: hello.BootID, release: hello.Kernel, agent: hello.Agent}
 	if l.restored != nil {
-		g.bootID, g.err = rename(ctx, s, l.restored)
+		var id string
+		if id, g.err = rename(ctx, s, l.restored); id != "" {
+			g.bootID = id
+		}
 	}
 	g.at = time.Now()
 	return g

@@ -46,7 +46,7 @@ func rename(ctx context.Context, s *guestlink.Session, r *monitorlink.Restore) (
 	if err != nil {
 		return "", fmt.Errorf("give the restored guest its identity: %w", err)
 	}
-	return r.BootID, nil
+	return r.BootID, nil // empty: as it was
 }
 
 // failed words the end of a VM that could not be started.

@@ -30,7 +30,7 @@ type saver struct {
 }
 
 // serve saves the VM for a client, for as long as the client stays: one that went away wants no snapshot.
-func (sv *saver) serve(ctx context.Context, conn net.Conn, vmm hypervisor.VMM, spec *monitorlink.SaveSpec) {
+func (sv *saver) serve(ctx context.Context, conn net.Conn, vmm hypervisor.VMM, spec *monitorlink.SaveSpec, attached *atomic.Int32) {
 	ctx, cancel := context.WithCancel(ctx)
 	defer cancel()
 	go func() { // ends with the connection, which the caller closes
@@ -46,6 +46,7 @@ func (sv *saver) serve(ctx context.Context, conn net.Conn, vmm hypervisor.VMM, s
 		return
 	}
 	sv.log.Info("saved", "vm", sv.id, "paused", saved.Paused, "live", saved.Live, "dur", time.Since(began))
+	saved.Attached = int(attached.Load())
 	_ = conn.SetWriteDeadline(time.Now().Add(requestTimeout))
 	if err = errors.Join(ctx.Err(), answer(conn, nil), monitorlink.WriteLine(conn, saved)); err != nil {
 		files := []string{spec.Snapshot.Memory, spec.Snapshot.State}

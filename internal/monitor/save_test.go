@@ -7,6 +7,7 @@ import (
 	"net"
 	"os"
 	"path/filepath"
+	"sync/atomic"
 	"testing"
 	"time"
 
@@ -185,7 +186,7 @@ func TestSaveEndsWithItsClient(t *testing.T) {
 			}}
 			go func() {
 				defer close(ended)
-				sv.serve(t.Context(), conn, vmm, spec)
+				sv.serve(t.Context(), conn, vmm, spec, &atomic.Int32{})
 			}()
 			<-began
 			_ = client.Close()

@@ -89,7 +89,7 @@ func (m *Monitor) handle(ctx context.Context, conn *net.UnixConn, vmm hypervisor
 		_ = answer(conn, m.saver.unless(func() error { return grow(ctx, vmm, req.Grow) }))
 	case monitorlink.OpSave:
 		cut() // the VM's end is to be told, too
-		m.saver.serve(ctx, conn, vmm, req.Save)
+		m.saver.serve(ctx, conn, vmm, req.Save, &m.attached)
 	case monitorlink.OpSet:
 		before, err := m.set(ctx, vmm, req.Set)
 		if answer(conn, err) == nil && err == nil {

@@ -41,7 +41,7 @@ type Restore struct {
 	Snapshot  hypervisor.Snapshot
 	Hostname  string
 	MachineID string // 32 hexadecimal digits
-	BootID    string // a UUID, in the place of that of the guest which was saved
+	BootID    string // a UUID, in the place of that of the guest which was saved; empty: it is the same machine and keeps its own
 	Parked    bool   // it is a spare: nobody's until OpClaim
 }
 
@@ -74,6 +74,7 @@ type Status struct {
 	KernelRelease string
 	AgentVersion  string
 	Reachable     bool // the guest link is up
+	Idle          int  // how often nothing had happened in the guest for as long as Settings.AutoSuspend
 	Stages        []Stage
 	Settings      Settings // at present
 	Published     []Published
@@ -151,6 +152,8 @@ type SaveSpec struct {
 type Saved struct {
 	Paused time.Duration // how long the guest stood still
 	Live   bool          // the memory was written while the guest went on
+	// Attached is how many streams to the guest and consoles were open.
+	Attached int
 }
 
 // GrowSpec says which disk is to have what size.

@@ -12,6 +12,7 @@ type Settings struct {
 	Memory      int64         // bytes that the guest has
 	TTL         time.Duration // from the VM's start on; then it is shut down; 0: none
 	IdleTimeout time.Duration // without activity; then it is shut down; 0: none
+	AutoSuspend time.Duration // without activity; then the daemon is told; 0: never
 	CPUWeight   int           // as in cgroup.Limits
 	IOWeight    int
 }
@@ -19,7 +20,7 @@ type Settings struct {
 // Settings returns what a VM has at its start.
 func (l Launch) Settings() Settings {
 	return Settings{
-		Memory: l.Machine.Memory, TTL: l.TTL, IdleTimeout: l.IdleTimeout,
+		Memory: l.Machine.Memory, TTL: l.TTL, IdleTimeout: l.IdleTimeout, AutoSuspend: l.AutoSuspend,
 		CPUWeight: l.Limits.CPUWeight, IOWeight: l.Limits.IOWeight,
 	}
 }

@@ -66,7 +66,7 @@ func toSpec(s microvm.Spec) *bangerv1.Spec {
 		Publish: publish,
 		Image:   s.Image, Kernel: s.Kernel, Vcpus: int32(s.VCPUs), Memory: s.Memory, DiskSize: s.DiskSize, // <= 32
 		Init: string(s.Init), Net: string(s.Net), Backend: s.Backend, Env: s.Env, Labels: s.Labels,
-		Ttl: toDuration(s.TTL), IdleTimeout: toDuration(s.IdleTimeout),
+		Ttl: toDuration(s.TTL), IdleTimeout: toDuration(s.IdleTimeout), AutoSuspend: toDuration(s.AutoSuspend),
 		CpuWeight: int32(s.Weights.CPU), IoWeight: int32(s.Weights.IO), // <= 10000
 	}
 }
@@ -76,8 +76,10 @@ func fromSpec(s *bangerv1.Spec) microvm.Spec {
 		Image: s.GetImage(), Kernel: s.GetKernel(), VCPUs: int(s.GetVcpus()), Memory: s.GetMemory(),
 		DiskSize: s.GetDiskSize(), Init: microvm.Init(s.GetInit()), Net: microvm.Net(s.GetNet()),
 		Backend: s.GetBackend(), Env: s.GetEnv(), Labels: s.GetLabels(),
-		Lifetime: microvm.Lifetime{TTL: s.GetTtl().AsDuration(), IdleTimeout: s.GetIdleTimeout().AsDuration()},
-		Weights:  microvm.Weights{CPU: int(s.GetCpuWeight()), IO: int(s.GetIoWeight())},
+		Lifetime: microvm.Lifetime{
+			TTL: s.GetTtl().AsDuration(), IdleTimeout: s.GetIdleTimeout().AsDuration(), AutoSuspend: s.GetAutoSuspend().AsDuration(),
+		},
+		Weights: microvm.Weights{CPU: int(s.GetCpuWeight()), IO: int(s.GetIoWeight())},
 	}
 }
 

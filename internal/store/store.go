@@ -206,6 +206,8 @@ func eventOf(from, to microvm.State) journal.Kind {
 		return journal.Started
 	case microvm.Paused:
 		return journal.Paused
+	case microvm.Suspended:
+		return journal.Suspended
 	case microvm.Failed:
 		return journal.Failed
 	case microvm.Stopped:

@@ -837,6 +837,7 @@ type Spec struct {
 	IdleTimeout   *durationpb.Duration   `protobuf:"bytes,12,opt,name=idle_timeout,json=idleTimeout,proto3" json:"idle_timeout,omitempty"` // without exec, network or CPU activity; then it is stopped; unset or 0: none
 	CpuWeight     int32                  `protobuf:"varint,13,opt,name=cpu_weight,json=cpuWeight,proto3" json:"cpu_weight,omitempty"`      // 1 to 10000: share of the host's CPUs when others want them too; 0: the default, 100
 	IoWeight      int32                  `protobuf:"varint,14,opt,name=io_weight,json=ioWeight,proto3" json:"io_weight,omitempty"`         // likewise of its disks
+	AutoSuspend   *durationpb.Duration   `protobuf:"bytes,95,opt,name=auto_suspend,json=autoSuspend,proto3" json:"auto_suspend,omitempty"` // without exec, network or CPU activity; then it is suspended; unset or 0: never
 	Publish       []string               `protobuf:"bytes,15,rep,name=publish,proto3" json:"publish,omitempty"`                            // ports of the host that lead into the VM: [address:]hostport:guestport[/udp]; hostport 0: any
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
@@ -968,6 +969,13 @@ func (x *Spec) GetIoWeight() int32 {
 		return x.IoWeight
 	}
 	return 0
+}
+
+func (x *Spec) GetAutoSuspend() *durationpb.Duration {
+	if x != nil {
+		return x.AutoSuspend
+	}
+	return nil
 }
 
 func (x *Spec) GetPublish() []string {
@@ -8495,7 +8503,7 @@ const file_banger_v1_banger_proto_rawDesc = "" +
 	"\x04user\x18\x03 \x01(\tR\x04user\"P\n" +
 	"\x05Stage\x12\x12\n" +
 	"\x04name\x18\x01 \x01(\tR\x04name\x123\n" +
-	"\aelapsed\x18\x02 \x01(\v2\x19.google.protobuf.DurationR\aelapsed\"\xd4\x04\n" +
+	"\aelapsed\x18\x02 \x01(\v2\x19.google.protobuf.DurationR\aelapsed\"\x92\x05\n" +
 	"\x04Spec\x12\x14\n" +
 	"\x05image\x18\x01 \x01(\tR\x05image\x12\x16\n" +
 	"\x06kernel\x18\x02 \x01(\tR\x06kernel\x12\x14\n" +
@@ -8512,7 +8520,8 @@ const file_banger_v1_banger_proto_rawDesc = "" +
 	"\fidle_timeout\x18\f \x01(\v2\x19.google.protobuf.DurationR\vidleTimeout\x12\x1d\n" +
 	"\n" +
 	"cpu_weight\x18\r \x01(\x05R\tcpuWeight\x12\x1b\n" +
-	"\tio_weight\x18\x0e \x01(\x05R\bioWeight\x12\x18\n" +
+	"\tio_weight\x18\x0e \x01(\x05R\bioWeight\x12<\n" +
+	"\fauto_suspend\x18_ \x01(\v2\x19.google.protobuf.DurationR\vautoSuspend\x12\x18\n" +
 	"\apublish\x18\x0f \x03(\tR\apublish\x1a6\n" +
 	"\bEnvEntry\x12\x10\n" +
 	"\x03key\x18\x01 \x01(\tR\x03key\x12\x14\n" +
@@ -9291,195 +9300,196 @@ var file_banger_v1_banger_proto_depIdxs = []int32{
 	128, // 19: banger.v1.Spec.labels:type_name -> banger.v1.Spec.LabelsEntry
 	133, // 20: banger.v1.Spec.ttl:type_name -> google.protobuf.Duration
 	133, // 21: banger.v1.Spec.idle_timeout:type_name -> google.protobuf.Duration
-	7,   // 22: banger.v1.CreateRequest.spec:type_name -> banger.v1.Spec
-	5,   // 23: banger.v1.CreateRequest.main:type_name -> banger.v1.Process
-	113, // 24: banger.v1.CreateRequest.workspace:type_name -> banger.v1.WorkspaceSource
-	129, // 25: banger.v1.ForkRequest.labels:type_name -> banger.v1.ForkRequest.LabelsEntry
-	3,   // 26: banger.v1.ForkResult.vms:type_name -> banger.v1.VM
-	134, // 27: banger.v1.Snapshot.created_at:type_name -> google.protobuf.Timestamp
-	11,  // 28: banger.v1.ListSnapshotsResponse.snapshots:type_name -> banger.v1.Snapshot
-	134, // 29: banger.v1.Template.created_at:type_name -> google.protobuf.Timestamp
-	134, // 30: banger.v1.Template.last_used_at:type_name -> google.protobuf.Timestamp
-	18,  // 31: banger.v1.ListTemplatesResponse.templates:type_name -> banger.v1.Template
-	7,   // 32: banger.v1.BuildTemplateRequest.spec:type_name -> banger.v1.Spec
-	133, // 33: banger.v1.StopRequest.timeout:type_name -> google.protobuf.Duration
-	133, // 34: banger.v1.RestartRequest.timeout:type_name -> google.protobuf.Duration
-	130, // 35: banger.v1.SetRequest.labels:type_name -> banger.v1.SetRequest.LabelsEntry
-	133, // 36: banger.v1.SetRequest.ttl:type_name -> google.protobuf.Duration
-	133, // 37: banger.v1.SetRequest.idle_timeout:type_name -> google.protobuf.Duration
-	3,   // 38: banger.v1.SetResponse.vm:type_name -> banger.v1.VM
-	33,  // 39: banger.v1.SetResponse.results:type_name -> banger.v1.SetResult
-	3,   // 40: banger.v1.WaitResponse.vm:type_name -> banger.v1.VM
-	110, // 41: banger.v1.HealthResponse.checks:type_name -> banger.v1.Check
-	40,  // 42: banger.v1.StatsResponse.sample:type_name -> banger.v1.Sample
-	134, // 43: banger.v1.Sample.at:type_name -> google.protobuf.Timestamp
-	133, // 44: banger.v1.Sample.vmm_cpu:type_name -> google.protobuf.Duration
-	133, // 45: banger.v1.Sample.guest_cpu:type_name -> google.protobuf.Duration
-	51,  // 46: banger.v1.PortsResponse.ports:type_name -> banger.v1.Port
-	44,  // 47: banger.v1.DialRequest.start:type_name -> banger.v1.DialStart
-	47,  // 48: banger.v1.PutFilesRequest.start:type_name -> banger.v1.PutFilesStart
-	134, // 49: banger.v1.Operation.started_at:type_name -> google.protobuf.Timestamp
-	134, // 50: banger.v1.Operation.ended_at:type_name -> google.protobuf.Timestamp
-	53,  // 51: banger.v1.Operation.stages:type_name -> banger.v1.OperationStage
-	1,   // 52: banger.v1.OperationStage.progress:type_name -> banger.v1.Progress
-	134, // 53: banger.v1.OperationStage.started_at:type_name -> google.protobuf.Timestamp
-	52,  // 54: banger.v1.ListOperationsResponse.operations:type_name -> banger.v1.Operation
-	134, // 55: banger.v1.JournalEvent.at:type_name -> google.protobuf.Timestamp
-	3,   // 56: banger.v1.ListResponse.vms:type_name -> banger.v1.VM
-	3,   // 57: banger.v1.GetResponse.vm:type_name -> banger.v1.VM
-	68,  // 58: banger.v1.ExecSpec.size:type_name -> banger.v1.WindowSize
-	70,  // 59: banger.v1.AttachRequest.start:type_name -> banger.v1.AttachStart
-	68,  // 60: banger.v1.AttachRequest.resize:type_name -> banger.v1.WindowSize
-	8,   // 61: banger.v1.AttachStart.create:type_name -> banger.v1.CreateRequest
-	67,  // 62: banger.v1.AttachStart.exec:type_name -> banger.v1.ExecSpec
-	1,   // 63: banger.v1.AttachResponse.progress:type_name -> banger.v1.Progress
-	3,   // 64: banger.v1.AttachResponse.vm:type_name -> banger.v1.VM
-	72,  // 65: banger.v1.AttachResponse.exit:type_name -> banger.v1.ExitStatus
-	134, // 66: banger.v1.Image.created_at:type_name -> google.protobuf.Timestamp
-	76,  // 67: banger.v1.Image.config:type_name -> banger.v1.ImageConfig
-	131, // 68: banger.v1.ImageConfig.labels:type_name -> banger.v1.ImageConfig.LabelsEntry
-	75,  // 69: banger.v1.GetImageResponse.image:type_name -> banger.v1.Image
-	80,  // 70: banger.v1.ImportImageRequest.start:type_name -> banger.v1.ImportImageStart
-	86,  // 71: banger.v1.PruneImagesResponse.items:type_name -> banger.v1.PrunedItem
-	75,  // 72: banger.v1.ListImagesResponse.images:type_name -> banger.v1.Image
-	1,   // 73: banger.v1.ExportImageResponse.progress:type_name -> banger.v1.Progress
-	134, // 74: banger.v1.Kernel.created_at:type_name -> google.protobuf.Timestamp
-	94,  // 75: banger.v1.GetKernelResponse.kernel:type_name -> banger.v1.Kernel
-	95,  // 76: banger.v1.GetKernelResponse.features:type_name -> banger.v1.KernelFeature
-	96,  // 77: banger.v1.GetKernelResponse.backends:type_name -> banger.v1.KernelFitness
-	94,  // 78: banger.v1.ListKernelsResponse.kernels:type_name -> banger.v1.Kernel
-	134, // 79: banger.v1.StatusResponse.started_at:type_name -> google.protobuf.Timestamp
-	110, // 80: banger.v1.DoctorResponse.checks:type_name -> banger.v1.Check
-	7,   // 81: banger.v1.DoctorResponse.defaults:type_name -> banger.v1.Spec
-	132, // 82: banger.v1.DoctorResponse.default_sources:type_name -> banger.v1.DoctorResponse.DefaultSourcesEntry
-	109, // 83: banger.v1.DoctorResponse.leftovers:type_name -> banger.v1.Leftover
-	134, // 84: banger.v1.Workspace.prepared_at:type_name -> google.protobuf.Timestamp
-	113, // 85: banger.v1.PrepareWorkspaceRequest.source:type_name -> banger.v1.WorkspaceSource
-	113, // 86: banger.v1.PlanWorkspaceRequest.source:type_name -> banger.v1.WorkspaceSource
-	118, // 87: banger.v1.PlanWorkspaceResponse.files:type_name -> banger.v1.WorkspaceFile
-	1,   // 88: banger.v1.DiffWorkspaceResponse.progress:type_name -> banger.v1.Progress
-	114, // 89: banger.v1.GetWorkspaceResponse.workspace:type_name -> banger.v1.Workspace
-	69,  // 90: banger.v1.VMService.Run:input_type -> banger.v1.AttachRequest
-	69,  // 91: banger.v1.VMService.Exec:input_type -> banger.v1.AttachRequest
-	73,  // 92: banger.v1.VMService.Console:input_type -> banger.v1.ConsoleRequest
-	8,   // 93: banger.v1.VMService.Create:input_type -> banger.v1.CreateRequest
-	24,  // 94: banger.v1.VMService.Start:input_type -> banger.v1.StartRequest
-	25,  // 95: banger.v1.VMService.Stop:input_type -> banger.v1.StopRequest
-	26,  // 96: banger.v1.VMService.Delete:input_type -> banger.v1.DeleteRequest
-	27,  // 97: banger.v1.VMService.Restart:input_type -> banger.v1.RestartRequest
-	28,  // 98: banger.v1.VMService.Kill:input_type -> banger.v1.KillRequest
-	29,  // 99: banger.v1.VMService.Pause:input_type -> banger.v1.PauseRequest
-	30,  // 100: banger.v1.VMService.Resume:input_type -> banger.v1.ResumeRequest
-	31,  // 101: banger.v1.VMService.Set:input_type -> banger.v1.SetRequest
-	34,  // 102: banger.v1.VMService.Wait:input_type -> banger.v1.WaitRequest
-	36,  // 103: banger.v1.VMService.Health:input_type -> banger.v1.HealthRequest
-	38,  // 104: banger.v1.VMService.Stats:input_type -> banger.v1.StatsRequest
-	43,  // 105: banger.v1.VMService.Dial:input_type -> banger.v1.DialRequest
-	46,  // 106: banger.v1.VMService.PutFiles:input_type -> banger.v1.PutFilesRequest
-	49,  // 107: banger.v1.VMService.GetFiles:input_type -> banger.v1.GetFilesRequest
-	41,  // 108: banger.v1.VMService.Ports:input_type -> banger.v1.PortsRequest
-	61,  // 109: banger.v1.VMService.List:input_type -> banger.v1.ListRequest
-	63,  // 110: banger.v1.VMService.Get:input_type -> banger.v1.GetRequest
-	65,  // 111: banger.v1.VMService.Logs:input_type -> banger.v1.LogsRequest
-	54,  // 112: banger.v1.OperationService.ListOperations:input_type -> banger.v1.ListOperationsRequest
-	56,  // 113: banger.v1.OperationService.WatchOperation:input_type -> banger.v1.WatchOperationRequest
-	57,  // 114: banger.v1.OperationService.CancelOperation:input_type -> banger.v1.CancelOperationRequest
-	59,  // 115: banger.v1.EventService.Events:input_type -> banger.v1.EventsRequest
-	87,  // 116: banger.v1.ImageService.ListImages:input_type -> banger.v1.ListImagesRequest
-	77,  // 117: banger.v1.ImageService.GetImage:input_type -> banger.v1.GetImageRequest
-	93,  // 118: banger.v1.ImageService.PullImage:input_type -> banger.v1.PullImageRequest
-	79,  // 119: banger.v1.ImageService.ImportImage:input_type -> banger.v1.ImportImageRequest
-	81,  // 120: banger.v1.ImageService.RegisterImage:input_type -> banger.v1.RegisterImageRequest
-	82,  // 121: banger.v1.ImageService.DeleteImage:input_type -> banger.v1.DeleteImageRequest
-	84,  // 122: banger.v1.ImageService.PruneImages:input_type -> banger.v1.PruneImagesRequest
-	89,  // 123: banger.v1.ImageService.PromoteImage:input_type -> banger.v1.PromoteImageRequest
-	90,  // 124: banger.v1.ImageService.ExportImage:input_type -> banger.v1.ExportImageRequest
-	92,  // 125: banger.v1.ImageService.PushImage:input_type -> banger.v1.PushImageRequest
-	97,  // 126: banger.v1.KernelService.ListKernels:input_type -> banger.v1.ListKernelsRequest
-	98,  // 127: banger.v1.KernelService.GetKernel:input_type -> banger.v1.GetKernelRequest
-	100, // 128: banger.v1.KernelService.PullKernel:input_type -> banger.v1.PullKernelRequest
-	101, // 129: banger.v1.KernelService.ImportKernel:input_type -> banger.v1.ImportKernelRequest
-	102, // 130: banger.v1.KernelService.DeleteKernel:input_type -> banger.v1.DeleteKernelRequest
-	115, // 131: banger.v1.WorkspaceService.Prepare:input_type -> banger.v1.PrepareWorkspaceRequest
-	116, // 132: banger.v1.WorkspaceService.Plan:input_type -> banger.v1.PlanWorkspaceRequest
-	125, // 133: banger.v1.WorkspaceService.Get:input_type -> banger.v1.GetWorkspaceRequest
-	119, // 134: banger.v1.WorkspaceService.Diff:input_type -> banger.v1.DiffWorkspaceRequest
-	121, // 135: banger.v1.WorkspaceService.Export:input_type -> banger.v1.ExportWorkspaceRequest
-	123, // 136: banger.v1.WorkspaceService.Apply:input_type -> banger.v1.ApplyWorkspaceRequest
-	9,   // 137: banger.v1.SnapshotService.Fork:input_type -> banger.v1.ForkRequest
-	12,  // 138: banger.v1.SnapshotService.CreateSnapshot:input_type -> banger.v1.CreateSnapshotRequest
-	13,  // 139: banger.v1.SnapshotService.ListSnapshots:input_type -> banger.v1.ListSnapshotsRequest
-	15,  // 140: banger.v1.SnapshotService.DeleteSnapshot:input_type -> banger.v1.DeleteSnapshotRequest
-	17,  // 141: banger.v1.SnapshotService.RestoreSnapshot:input_type -> banger.v1.RestoreSnapshotRequest
-	19,  // 142: banger.v1.TemplateService.ListTemplates:input_type -> banger.v1.ListTemplatesRequest
-	21,  // 143: banger.v1.TemplateService.BuildTemplate:input_type -> banger.v1.BuildTemplateRequest
-	22,  // 144: banger.v1.TemplateService.DeleteTemplate:input_type -> banger.v1.DeleteTemplateRequest
-	105, // 145: banger.v1.SystemService.Status:input_type -> banger.v1.StatusRequest
-	107, // 146: banger.v1.SystemService.Doctor:input_type -> banger.v1.DoctorRequest
-	111, // 147: banger.v1.SystemService.Shutdown:input_type -> banger.v1.ShutdownRequest
-	71,  // 148: banger.v1.VMService.Run:output_type -> banger.v1.AttachResponse
-	71,  // 149: banger.v1.VMService.Exec:output_type -> banger.v1.AttachResponse
-	74,  // 150: banger.v1.VMService.Console:output_type -> banger.v1.ConsoleResponse
-	2,   // 151: banger.v1.VMService.Create:output_type -> banger.v1.Event
-	2,   // 152: banger.v1.VMService.Start:output_type -> banger.v1.Event
-	2,   // 153: banger.v1.VMService.Stop:output_type -> banger.v1.Event
-	2,   // 154: banger.v1.VMService.Delete:output_type -> banger.v1.Event
-	2,   // 155: banger.v1.VMService.Restart:output_type -> banger.v1.Event
-	2,   // 156: banger.v1.VMService.Kill:output_type -> banger.v1.Event
-	2,   // 157: banger.v1.VMService.Pause:output_type -> banger.v1.Event
-	2,   // 158: banger.v1.VMService.Resume:output_type -> banger.v1.Event
-	32,  // 159: banger.v1.VMService.Set:output_type -> banger.v1.SetResponse
-	35,  // 160: banger.v1.VMService.Wait:output_type -> banger.v1.WaitResponse
-	37,  // 161: banger.v1.VMService.Health:output_type -> banger.v1.HealthResponse
-	39,  // 162: banger.v1.VMService.Stats:output_type -> banger.v1.StatsResponse
-	45,  // 163: banger.v1.VMService.Dial:output_type -> banger.v1.DialResponse
-	48,  // 164: banger.v1.VMService.PutFiles:output_type -> banger.v1.PutFilesResponse
-	50,  // 165: banger.v1.VMService.GetFiles:output_type -> banger.v1.GetFilesResponse
-	42,  // 166: banger.v1.VMService.Ports:output_type -> banger.v1.PortsResponse
-	62,  // 167: banger.v1.VMService.List:output_type -> banger.v1.ListResponse
-	64,  // 168: banger.v1.VMService.Get:output_type -> banger.v1.GetResponse
-	66,  // 169: banger.v1.VMService.Logs:output_type -> banger.v1.LogsResponse
-	55,  // 170: banger.v1.OperationService.ListOperations:output_type -> banger.v1.ListOperationsResponse
-	52,  // 171: banger.v1.OperationService.WatchOperation:output_type -> banger.v1.Operation
-	58,  // 172: banger.v1.OperationService.CancelOperation:output_type -> banger.v1.CancelOperationResponse
-	60,  // 173: banger.v1.EventService.Events:output_type -> banger.v1.JournalEvent
-	88,  // 174: banger.v1.ImageService.ListImages:output_type -> banger.v1.ListImagesResponse
-	78,  // 175: banger.v1.ImageService.GetImage:output_type -> banger.v1.GetImageResponse
-	2,   // 176: banger.v1.ImageService.PullImage:output_type -> banger.v1.Event
-	2,   // 177: banger.v1.ImageService.ImportImage:output_type -> banger.v1.Event
-	2,   // 178: banger.v1.ImageService.RegisterImage:output_type -> banger.v1.Event
-	83,  // 179: banger.v1.ImageService.DeleteImage:output_type -> banger.v1.DeleteImageResponse
-	85,  // 180: banger.v1.ImageService.PruneImages:output_type -> banger.v1.PruneImagesResponse
-	2,   // 181: banger.v1.ImageService.PromoteImage:output_type -> banger.v1.Event
-	91,  // 182: banger.v1.ImageService.ExportImage:output_type -> banger.v1.ExportImageResponse
-	2,   // 183: banger.v1.ImageService.PushImage:output_type -> banger.v1.Event
-	104, // 184: banger.v1.KernelService.ListKernels:output_type -> banger.v1.ListKernelsResponse
-	99,  // 185: banger.v1.KernelService.GetKernel:output_type -> banger.v1.GetKernelResponse
-	2,   // 186: banger.v1.KernelService.PullKernel:output_type -> banger.v1.Event
-	2,   // 187: banger.v1.KernelService.ImportKernel:output_type -> banger.v1.Event
-	103, // 188: banger.v1.KernelService.DeleteKernel:output_type -> banger.v1.DeleteKernelResponse
-	2,   // 189: banger.v1.WorkspaceService.Prepare:output_type -> banger.v1.Event
-	117, // 190: banger.v1.WorkspaceService.Plan:output_type -> banger.v1.PlanWorkspaceResponse
-	126, // 191: banger.v1.WorkspaceService.Get:output_type -> banger.v1.GetWorkspaceResponse
-	120, // 192: banger.v1.WorkspaceService.Diff:output_type -> banger.v1.DiffWorkspaceResponse
-	2,   // 193: banger.v1.WorkspaceService.Export:output_type -> banger.v1.Event
-	2,   // 194: banger.v1.WorkspaceService.Apply:output_type -> banger.v1.Event
-	2,   // 195: banger.v1.SnapshotService.Fork:output_type -> banger.v1.Event
-	2,   // 196: banger.v1.SnapshotService.CreateSnapshot:output_type -> banger.v1.Event
-	14,  // 197: banger.v1.SnapshotService.ListSnapshots:output_type -> banger.v1.ListSnapshotsResponse
-	16,  // 198: banger.v1.SnapshotService.DeleteSnapshot:output_type -> banger.v1.DeleteSnapshotResponse
-	2,   // 199: banger.v1.SnapshotService.RestoreSnapshot:output_type -> banger.v1.Event
-	20,  // 200: banger.v1.TemplateService.ListTemplates:output_type -> banger.v1.ListTemplatesResponse
-	2,   // 201: banger.v1.TemplateService.BuildTemplate:output_type -> banger.v1.Event
-	23,  // 202: banger.v1.TemplateService.DeleteTemplate:output_type -> banger.v1.DeleteTemplateResponse
-	106, // 203: banger.v1.SystemService.Status:output_type -> banger.v1.StatusResponse
-	108, // 204: banger.v1.SystemService.Doctor:output_type -> banger.v1.DoctorResponse
-	112, // 205: banger.v1.SystemService.Shutdown:output_type -> banger.v1.ShutdownResponse
-	148, // [148:206] is the sub-list for method output_type
-	90,  // [90:148] is the sub-list for method input_type
-	90,  // [90:90] is the sub-list for extension type_name
-	90,  // [90:90] is the sub-list for extension extendee
-	0,   // [0:90] is the sub-list for field type_name
+	133, // 22: banger.v1.Spec.auto_suspend:type_name -> google.protobuf.Duration
+	7,   // 23: banger.v1.CreateRequest.spec:type_name -> banger.v1.Spec
+	5,   // 24: banger.v1.CreateRequest.main:type_name -> banger.v1.Process
+	113, // 25: banger.v1.CreateRequest.workspace:type_name -> banger.v1.WorkspaceSource
+	129, // 26: banger.v1.ForkRequest.labels:type_name -> banger.v1.ForkRequest.LabelsEntry
+	3,   // 27: banger.v1.ForkResult.vms:type_name -> banger.v1.VM
+	134, // 28: banger.v1.Snapshot.created_at:type_name -> google.protobuf.Timestamp
+	11,  // 29: banger.v1.ListSnapshotsResponse.snapshots:type_name -> banger.v1.Snapshot
+	134, // 30: banger.v1.Template.created_at:type_name -> google.protobuf.Timestamp
+	134, // 31: banger.v1.Template.last_used_at:type_name -> google.protobuf.Timestamp
+	18,  // 32: banger.v1.ListTemplatesResponse.templates:type_name -> banger.v1.Template
+	7,   // 33: banger.v1.BuildTemplateRequest.spec:type_name -> banger.v1.Spec
+	133, // 34: banger.v1.StopRequest.timeout:type_name -> google.protobuf.Duration
+	133, // 35: banger.v1.RestartRequest.timeout:type_name -> google.protobuf.Duration
+	130, // 36: banger.v1.SetRequest.labels:type_name -> banger.v1.SetRequest.LabelsEntry
+	133, // 37: banger.v1.SetRequest.ttl:type_name -> google.protobuf.Duration
+	133, // 38: banger.v1.SetRequest.idle_timeout:type_name -> google.protobuf.Duration
+	3,   // 39: banger.v1.SetResponse.vm:type_name -> banger.v1.VM
+	33,  // 40: banger.v1.SetResponse.results:type_name -> banger.v1.SetResult
+	3,   // 41: banger.v1.WaitResponse.vm:type_name -> banger.v1.VM
+	110, // 42: banger.v1.HealthResponse.checks:type_name -> banger.v1.Check
+	40,  // 43: banger.v1.StatsResponse.sample:type_name -> banger.v1.Sample
+	134, // 44: banger.v1.Sample.at:type_name -> google.protobuf.Timestamp
+	133, // 45: banger.v1.Sample.vmm_cpu:type_name -> google.protobuf.Duration
+	133, // 46: banger.v1.Sample.guest_cpu:type_name -> google.protobuf.Duration
+	51,  // 47: banger.v1.PortsResponse.ports:type_name -> banger.v1.Port
+	44,  // 48: banger.v1.DialRequest.start:type_name -> banger.v1.DialStart
+	47,  // 49: banger.v1.PutFilesRequest.start:type_name -> banger.v1.PutFilesStart
+	134, // 50: banger.v1.Operation.started_at:type_name -> google.protobuf.Timestamp
+	134, // 51: banger.v1.Operation.ended_at:type_name -> google.protobuf.Timestamp
+	53,  // 52: banger.v1.Operation.stages:type_name -> banger.v1.OperationStage
+	1,   // 53: banger.v1.OperationStage.progress:type_name -> banger.v1.Progress
+	134, // 54: banger.v1.OperationStage.started_at:type_name -> google.protobuf.Timestamp
+	52,  // 55: banger.v1.ListOperationsResponse.operations:type_name -> banger.v1.Operation
+	134, // 56: banger.v1.JournalEvent.at:type_name -> google.protobuf.Timestamp
+	3,   // 57: banger.v1.ListResponse.vms:type_name -> banger.v1.VM
+	3,   // 58: banger.v1.GetResponse.vm:type_name -> banger.v1.VM
+	68,  // 59: banger.v1.ExecSpec.size:type_name -> banger.v1.WindowSize
+	70,  // 60: banger.v1.AttachRequest.start:type_name -> banger.v1.AttachStart
+	68,  // 61: banger.v1.AttachRequest.resize:type_name -> banger.v1.WindowSize
+	8,   // 62: banger.v1.AttachStart.create:type_name -> banger.v1.CreateRequest
+	67,  // 63: banger.v1.AttachStart.exec:type_name -> banger.v1.ExecSpec
+	1,   // 64: banger.v1.AttachResponse.progress:type_name -> banger.v1.Progress
+	3,   // 65: banger.v1.AttachResponse.vm:type_name -> banger.v1.VM
+	72,  // 66: banger.v1.AttachResponse.exit:type_name -> banger.v1.ExitStatus
+	134, // 67: banger.v1.Image.created_at:type_name -> google.protobuf.Timestamp
+	76,  // 68: banger.v1.Image.config:type_name -> banger.v1.ImageConfig
+	131, // 69: banger.v1.ImageConfig.labels:type_name -> banger.v1.ImageConfig.LabelsEntry
+	75,  // 70: banger.v1.GetImageResponse.image:type_name -> banger.v1.Image
+	80,  // 71: banger.v1.ImportImageRequest.start:type_name -> banger.v1.ImportImageStart
+	86,  // 72: banger.v1.PruneImagesResponse.items:type_name -> banger.v1.PrunedItem
+	75,  // 73: banger.v1.ListImagesResponse.images:type_name -> banger.v1.Image
+	1,   // 74: banger.v1.ExportImageResponse.progress:type_name -> banger.v1.Progress
+	134, // 75: banger.v1.Kernel.created_at:type_name -> google.protobuf.Timestamp
+	94,  // 76: banger.v1.GetKernelResponse.kernel:type_name -> banger.v1.Kernel
+	95,  // 77: banger.v1.GetKernelResponse.features:type_name -> banger.v1.KernelFeature
+	96,  // 78: banger.v1.GetKernelResponse.backends:type_name -> banger.v1.KernelFitness
+	94,  // 79: banger.v1.ListKernelsResponse.kernels:type_name -> banger.v1.Kernel
+	134, // 80: banger.v1.StatusResponse.started_at:type_name -> google.protobuf.Timestamp
+	110, // 81: banger.v1.DoctorResponse.checks:type_name -> banger.v1.Check
+	7,   // 82: banger.v1.DoctorResponse.defaults:type_name -> banger.v1.Spec
+	132, // 83: banger.v1.DoctorResponse.default_sources:type_name -> banger.v1.DoctorResponse.DefaultSourcesEntry
+	109, // 84: banger.v1.DoctorResponse.leftovers:type_name -> banger.v1.Leftover
+	134, // 85: banger.v1.Workspace.prepared_at:type_name -> google.protobuf.Timestamp
+	113, // 86: banger.v1.PrepareWorkspaceRequest.source:type_name -> banger.v1.WorkspaceSource
+	113, // 87: banger.v1.PlanWorkspaceRequest.source:type_name -> banger.v1.WorkspaceSource
+	118, // 88: banger.v1.PlanWorkspaceResponse.files:type_name -> banger.v1.WorkspaceFile
+	1,   // 89: banger.v1.DiffWorkspaceResponse.progress:type_name -> banger.v1.Progress
+	114, // 90: banger.v1.GetWorkspaceResponse.workspace:type_name -> banger.v1.Workspace
+	69,  // 91: banger.v1.VMService.Run:input_type -> banger.v1.AttachRequest
+	69,  // 92: banger.v1.VMService.Exec:input_type -> banger.v1.AttachRequest
+	73,  // 93: banger.v1.VMService.Console:input_type -> banger.v1.ConsoleRequest
+	8,   // 94: banger.v1.VMService.Create:input_type -> banger.v1.CreateRequest
+	24,  // 95: banger.v1.VMService.Start:input_type -> banger.v1.StartRequest
+	25,  // 96: banger.v1.VMService.Stop:input_type -> banger.v1.StopRequest
+	26,  // 97: banger.v1.VMService.Delete:input_type -> banger.v1.DeleteRequest
+	27,  // 98: banger.v1.VMService.Restart:input_type -> banger.v1.RestartRequest
+	28,  // 99: banger.v1.VMService.Kill:input_type -> banger.v1.KillRequest
+	29,  // 100: banger.v1.VMService.Pause:input_type -> banger.v1.PauseRequest
+	30,  // 101: banger.v1.VMService.Resume:input_type -> banger.v1.ResumeRequest
+	31,  // 102: banger.v1.VMService.Set:input_type -> banger.v1.SetRequest
+	34,  // 103: banger.v1.VMService.Wait:input_type -> banger.v1.WaitRequest
+	36,  // 104: banger.v1.VMService.Health:input_type -> banger.v1.HealthRequest
+	38,  // 105: banger.v1.VMService.Stats:input_type -> banger.v1.StatsRequest
+	43,  // 106: banger.v1.VMService.Dial:input_type -> banger.v1.DialRequest
+	46,  // 107: banger.v1.VMService.PutFiles:input_type -> banger.v1.PutFilesRequest
+	49,  // 108: banger.v1.VMService.GetFiles:input_type -> banger.v1.GetFilesRequest
+	41,  // 109: banger.v1.VMService.Ports:input_type -> banger.v1.PortsRequest
+	61,  // 110: banger.v1.VMService.List:input_type -> banger.v1.ListRequest
+	63,  // 111: banger.v1.VMService.Get:input_type -> banger.v1.GetRequest
+	65,  // 112: banger.v1.VMService.Logs:input_type -> banger.v1.LogsRequest
+	54,  // 113: banger.v1.OperationService.ListOperations:input_type -> banger.v1.ListOperationsRequest
+	56,  // 114: banger.v1.OperationService.WatchOperation:input_type -> banger.v1.WatchOperationRequest
+	57,  // 115: banger.v1.OperationService.CancelOperation:input_type -> banger.v1.CancelOperationRequest
+	59,  // 116: banger.v1.EventService.Events:input_type -> banger.v1.EventsRequest
+	87,  // 117: banger.v1.ImageService.ListImages:input_type -> banger.v1.ListImagesRequest
+	77,  // 118: banger.v1.ImageService.GetImage:input_type -> banger.v1.GetImageRequest
+	93,  // 119: banger.v1.ImageService.PullImage:input_type -> banger.v1.PullImageRequest
+	79,  // 120: banger.v1.ImageService.ImportImage:input_type -> banger.v1.ImportImageRequest
+	81,  // 121: banger.v1.ImageService.RegisterImage:input_type -> banger.v1.RegisterImageRequest
+	82,  // 122: banger.v1.ImageService.DeleteImage:input_type -> banger.v1.DeleteImageRequest
+	84,  // 123: banger.v1.ImageService.PruneImages:input_type -> banger.v1.PruneImagesRequest
+	89,  // 124: banger.v1.ImageService.PromoteImage:input_type -> banger.v1.PromoteImageRequest
+	90,  // 125: banger.v1.ImageService.ExportImage:input_type -> banger.v1.ExportImageRequest
+	92,  // 126: banger.v1.ImageService.PushImage:input_type -> banger.v1.PushImageRequest
+	97,  // 127: banger.v1.KernelService.ListKernels:input_type -> banger.v1.ListKernelsRequest
+	98,  // 128: banger.v1.KernelService.GetKernel:input_type -> banger.v1.GetKernelRequest
+	100, // 129: banger.v1.KernelService.PullKernel:input_type -> banger.v1.PullKernelRequest
+	101, // 130: banger.v1.KernelService.ImportKernel:input_type -> banger.v1.ImportKernelRequest
+	102, // 131: banger.v1.KernelService.DeleteKernel:input_type -> banger.v1.DeleteKernelRequest
+	115, // 132: banger.v1.WorkspaceService.Prepare:input_type -> banger.v1.PrepareWorkspaceRequest
+	116, // 133: banger.v1.WorkspaceService.Plan:input_type -> banger.v1.PlanWorkspaceRequest
+	125, // 134: banger.v1.WorkspaceService.Get:input_type -> banger.v1.GetWorkspaceRequest
+	119, // 135: banger.v1.WorkspaceService.Diff:input_type -> banger.v1.DiffWorkspaceRequest
+	121, // 136: banger.v1.WorkspaceService.Export:input_type -> banger.v1.ExportWorkspaceRequest
+	123, // 137: banger.v1.WorkspaceService.Apply:input_type -> banger.v1.ApplyWorkspaceRequest
+	9,   // 138: banger.v1.SnapshotService.Fork:input_type -> banger.v1.ForkRequest
+	12,  // 139: banger.v1.SnapshotService.CreateSnapshot:input_type -> banger.v1.CreateSnapshotRequest
+	13,  // 140: banger.v1.SnapshotService.ListSnapshots:input_type -> banger.v1.ListSnapshotsRequest
+	15,  // 141: banger.v1.SnapshotService.DeleteSnapshot:input_type -> banger.v1.DeleteSnapshotRequest
+	17,  // 142: banger.v1.SnapshotService.RestoreSnapshot:input_type -> banger.v1.RestoreSnapshotRequest
+	19,  // 143: banger.v1.TemplateService.ListTemplates:input_type -> banger.v1.ListTemplatesRequest
+	21,  // 144: banger.v1.TemplateService.BuildTemplate:input_type -> banger.v1.BuildTemplateRequest
+	22,  // 145: banger.v1.TemplateService.DeleteTemplate:input_type -> banger.v1.DeleteTemplateRequest
+	105, // 146: banger.v1.SystemService.Status:input_type -> banger.v1.StatusRequest
+	107, // 147: banger.v1.SystemService.Doctor:input_type -> banger.v1.DoctorRequest
+	111, // 148: banger.v1.SystemService.Shutdown:input_type -> banger.v1.ShutdownRequest
+	71,  // 149: banger.v1.VMService.Run:output_type -> banger.v1.AttachResponse
+	71,  // 150: banger.v1.VMService.Exec:output_type -> banger.v1.AttachResponse
+	74,  // 151: banger.v1.VMService.Console:output_type -> banger.v1.ConsoleResponse
+	2,   // 152: banger.v1.VMService.Create:output_type -> banger.v1.Event
+	2,   // 153: banger.v1.VMService.Start:output_type -> banger.v1.Event
+	2,   // 154: banger.v1.VMService.Stop:output_type -> banger.v1.Event
+	2,   // 155: banger.v1.VMService.Delete:output_type -> banger.v1.Event
+	2,   // 156: banger.v1.VMService.Restart:output_type -> banger.v1.Event
+	2,   // 157: banger.v1.VMService.Kill:output_type -> banger.v1.Event
+	2,   // 158: banger.v1.VMService.Pause:output_type -> banger.v1.Event
+	2,   // 159: banger.v1.VMService.Resume:output_type -> banger.v1.Event
+	32,  // 160: banger.v1.VMService.Set:output_type -> banger.v1.SetResponse
+	35,  // 161: banger.v1.VMService.Wait:output_type -> banger.v1.WaitResponse
+	37,  // 162: banger.v1.VMService.Health:output_type -> banger.v1.HealthResponse
+	39,  // 163: banger.v1.VMService.Stats:output_type -> banger.v1.StatsResponse
+	45,  // 164: banger.v1.VMService.Dial:output_type -> banger.v1.DialResponse
+	48,  // 165: banger.v1.VMService.PutFiles:output_type -> banger.v1.PutFilesResponse
+	50,  // 166: banger.v1.VMService.GetFiles:output_type -> banger.v1.GetFilesResponse
+	42,  // 167: banger.v1.VMService.Ports:output_type -> banger.v1.PortsResponse
+	62,  // 168: banger.v1.VMService.List:output_type -> banger.v1.ListResponse
+	64,  // 169: banger.v1.VMService.Get:output_type -> banger.v1.GetResponse
+	66,  // 170: banger.v1.VMService.Logs:output_type -> banger.v1.LogsResponse
+	55,  // 171: banger.v1.OperationService.ListOperations:output_type -> banger.v1.ListOperationsResponse
+	52,  // 172: banger.v1.OperationService.WatchOperation:output_type -> banger.v1.Operation
+	58,  // 173: banger.v1.OperationService.CancelOperation:output_type -> banger.v1.CancelOperationResponse
+	60,  // 174: banger.v1.EventService.Events:output_type -> banger.v1.JournalEvent
+	88,  // 175: banger.v1.ImageService.ListImages:output_type -> banger.v1.ListImagesResponse
+	78,  // 176: banger.v1.ImageService.GetImage:output_type -> banger.v1.GetImageResponse
+	2,   // 177: banger.v1.ImageService.PullImage:output_type -> banger.v1.Event
+	2,   // 178: banger.v1.ImageService.ImportImage:output_type -> banger.v1.Event
+	2,   // 179: banger.v1.ImageService.RegisterImage:output_type -> banger.v1.Event
+	83,  // 180: banger.v1.ImageService.DeleteImage:output_type -> banger.v1.DeleteImageResponse
+	85,  // 181: banger.v1.ImageService.PruneImages:output_type -> banger.v1.PruneImagesResponse
+	2,   // 182: banger.v1.ImageService.PromoteImage:output_type -> banger.v1.Event
+	91,  // 183: banger.v1.ImageService.ExportImage:output_type -> banger.v1.ExportImageResponse
+	2,   // 184: banger.v1.ImageService.PushImage:output_type -> banger.v1.Event
+	104, // 185: banger.v1.KernelService.ListKernels:output_type -> banger.v1.ListKernelsResponse
+	99,  // 186: banger.v1.KernelService.GetKernel:output_type -> banger.v1.GetKernelResponse
+	2,   // 187: banger.v1.KernelService.PullKernel:output_type -> banger.v1.Event
+	2,   // 188: banger.v1.KernelService.ImportKernel:output_type -> banger.v1.Event
+	103, // 189: banger.v1.KernelService.DeleteKernel:output_type -> banger.v1.DeleteKernelResponse
+	2,   // 190: banger.v1.WorkspaceService.Prepare:output_type -> banger.v1.Event
+	117, // 191: banger.v1.WorkspaceService.Plan:output_type -> banger.v1.PlanWorkspaceResponse
+	126, // 192: banger.v1.WorkspaceService.Get:output_type -> banger.v1.GetWorkspaceResponse
+	120, // 193: banger.v1.WorkspaceService.Diff:output_type -> banger.v1.DiffWorkspaceResponse
+	2,   // 194: banger.v1.WorkspaceService.Export:output_type -> banger.v1.Event
+	2,   // 195: banger.v1.WorkspaceService.Apply:output_type -> banger.v1.Event
+	2,   // 196: banger.v1.SnapshotService.Fork:output_type -> banger.v1.Event
+	2,   // 197: banger.v1.SnapshotService.CreateSnapshot:output_type -> banger.v1.Event
+	14,  // 198: banger.v1.SnapshotService.ListSnapshots:output_type -> banger.v1.ListSnapshotsResponse
+	16,  // 199: banger.v1.SnapshotService.DeleteSnapshot:output_type -> banger.v1.DeleteSnapshotResponse
+	2,   // 200: banger.v1.SnapshotService.RestoreSnapshot:output_type -> banger.v1.Event
+	20,  // 201: banger.v1.TemplateService.ListTemplates:output_type -> banger.v1.ListTemplatesResponse
+	2,   // 202: banger.v1.TemplateService.BuildTemplate:output_type -> banger.v1.Event
+	23,  // 203: banger.v1.TemplateService.DeleteTemplate:output_type -> banger.v1.DeleteTemplateResponse
+	106, // 204: banger.v1.SystemService.Status:output_type -> banger.v1.StatusResponse
+	108, // 205: banger.v1.SystemService.Doctor:output_type -> banger.v1.DoctorResponse
+	112, // 206: banger.v1.SystemService.Shutdown:output_type -> banger.v1.ShutdownResponse
+	149, // [149:207] is the sub-list for method output_type
+	91,  // [91:149] is the sub-list for method input_type
+	91,  // [91:91] is the sub-list for extension type_name
+	91,  // [91:91] is the sub-list for extension extendee
+	0,   // [0:91] is the sub-list for field type_name
 }
 
 func init() { file_banger_v1_banger_proto_init() }
