@@ -52,7 +52,8 @@ func zombies(parent int) (n int) {
 
 // vmFiles are the files that the directory of a VM may hold.
 func vmFiles() []string {
-	return []string{"snapshots", "origin.json", "origin.taken.json",
+	return []string{
+		"snapshots", "origin.json", "origin.taken.json", "suspended",
 		"system.img", "work.img", "console.log", "console.log.1",
 		"launch.json", "exit.json", "monitor.json", "monitor.lock", "monitor.log", "home",
 		// Half-written by a process that was killed, and written over by the next.
