@@ -38,6 +38,8 @@ case ${1:-} in
     need umoci umoci # other people's images and what they make of them
     need skopeo skopeo
     need setcap libcap2-bin
+    need ssh openssh-client # the clients that people have
+    need rsync rsync
     need buildah buildah
     ;;
   *) echo "usage: scripts/deps.sh run|test" >&2; exit 2 ;;

@@ -251,8 +251,12 @@ func (g *sshGuest) Dial(ctx context.Context, network, address string) (sshserver
 	return conn, nil
 }
 
-func (g *sshGuest) Listen(context.Context, string, string, string) (net.Listener, error) {
-	return nil, fault.New(fault.Unsupported, "this guest can't listen for others")
+func (g *sshGuest) Listen(ctx context.Context, network, address, user string) (net.Listener, error) {
+	ln, err := g.client.Listen(ctx, g.vm, network, address, user)
+	if err != nil {
+		return nil, err // a typed nil would be a listener
+	}
+	return ln, nil
 }
 
 // proxyEnv is what of the environment decides which daemon is meant, and may differ where ssh is run later.

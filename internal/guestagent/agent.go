@@ -76,7 +76,8 @@ type Agent struct {
 	env    []string // of every command, on top of the base environment
 	bootID string   // as it was given; empty: the kernel's own
 
-	main mainProcess
+	main     mainProcess
+	accepted accepted
 }
 
 // New returns an agent. mode is what Hello.Init says.
@@ -213,7 +214,9 @@ func (a *Agent) dispatch(ctx context.Context, s *stream, req guestproto.Request)
 	case guestproto.OpGet:
 		return with(req, func(spec guestproto.GetSpec) error { return get(ctx, s, spec) })
 	case guestproto.OpDial:
-		return with(req, func(spec guestproto.DialSpec) error { return dial(ctx, s, spec) })
+		return with(req, func(spec guestproto.DialSpec) error { return a.dial(ctx, s, spec) })
+	case guestproto.OpListen:
+		return with(req, func(spec guestproto.ListenSpec) error { return a.listen(ctx, s, spec) })
 	case guestproto.OpPut:
 		return s.done(with(req, func(spec guestproto.PutSpec) error { return put(s, spec, a.system.Home()) }))
 	case guestproto.OpConfigure:

@@ -62,9 +62,7 @@ func resolve(spec guestproto.ExecSpec, extra []string) (*command, error) {
 	if strings.ContainsRune(strings.Join(c.argv, ""), 0) {
 		return nil, fault.New(fault.Invalid, "an argument holds a zero byte")
 	}
-	if c.argv[0] == guestproto.ProgramShell {
-		c.path, err = findShell(u)
-		c.argv[0] = filepath.Base(c.path)
+	if is, err := c.resolveBuiltin(u); is || err != nil {
 		return c, err
 	}
 	c.path, err = lookPath(c.argv[0], c.dir, getenv(c.env, "PATH"))

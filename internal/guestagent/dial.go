@@ -13,15 +13,21 @@ import (
 )
 
 // dial connects to something in the guest and copies both ways.
-func dial(ctx context.Context, s *stream, spec guestproto.DialSpec) error {
+func (a *Agent) dial(ctx context.Context, s *stream, spec guestproto.DialSpec) error {
+	var conn net.Conn
+	var err error
 	switch spec.Network {
 	case "tcp", "tcp4", "tcp6", "udp", "unix":
+		var d net.Dialer
+		// The host may give up meanwhile; its first frame must not be lost to finding out, so the kernel's timeout decides.
+		conn, err = d.DialContext(ctx, spec.Network, spec.Addr)
+	case guestproto.NetworkAccepted:
+		if conn, err = a.takeAccepted(spec.Addr); err != nil {
+			return err
+		}
 	default:
 		return fault.New(fault.Invalid, "can't connect by %q: use tcp, tcp4, tcp6, udp or unix", spec.Network)
 	}
-	var d net.Dialer
-	// The host may give up meanwhile; its first frame must not be lost to finding out, so the kernel's timeout decides.
-	conn, err := d.DialContext(ctx, spec.Network, spec.Addr)
 	if err != nil {
 		return fault.New(dialKind(err), "connect in the guest: %w", err)
 	}

@@ -29,6 +29,9 @@ func Main(args []string) int {
 	// A small heap: the guest's memory is the user's, and every page of it is in every snapshot.
 	debug.SetGCPercent(50)
 	debug.SetMemoryLimit(32 << 20)
+	if status, is := builtinMain(args); is {
+		return status
+	}
 	switch {
 	case os.Getpid() == 1:
 		return bootMain()

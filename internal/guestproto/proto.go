@@ -71,6 +71,7 @@ const (
 	OpConfigure Op = "configure" // Identity; FrameDone
 	OpGrow      Op = "grow"      // GrowSpec; FrameDone when the file system has the size
 	OpDial      Op = "dial"      // DialSpec; FrameDone, then FrameData and FrameEOF both ways
+	OpListen    Op = "listen"    // ListenSpec; FrameAnswer with Listening, then one with Accepted for each connection
 	OpStats     Op = "stats"     // no arguments; FrameAnswer with Stats
 	OpPorts     Op = "ports"     // PortsSpec; FrameAnswer with Ports, then, if watched, one after each change
 )
@@ -234,6 +235,27 @@ type GrowSpec struct {
 type DialSpec struct {
 	Network string `json:"network"` // tcp, tcp4, tcp6, unix; udp: then each FrameData is one datagram of at most MaxData bytes
 	Addr    string `json:"addr"`
+}
+
+// NetworkAccepted in a DialSpec takes a connection that a listener has accepted; the address is its number.
+const NetworkAccepted = "accepted"
+
+// ListenSpec says where to listen inside the guest, for as long as the stream lasts.
+type ListenSpec struct {
+	Network string `json:"network"`        // tcp, tcp4, tcp6, unix
+	Addr    string `json:"addr,omitempty"` // of unix: absolute, or empty for a new one that only the user can reach
+	User    string `json:"user,omitempty"` // who owns the socket of unix, as in ExecSpec
+}
+
+// Listening says that the listener is there.
+type Listening struct {
+	Addr string `json:"addr"`
+}
+
+// Accepted is a connection that waits to be taken. If many do, more are closed.
+type Accepted struct {
+	Number uint64 `json:"number"`
+	From   string `json:"from"`
 }
 
 // Error is the payload of FrameError. Kind is the name of a fault kind.

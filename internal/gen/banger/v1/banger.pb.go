@@ -3324,6 +3324,209 @@ func (*DialResponse_Data) isDialResponse_Kind() {}
 
 func (*DialResponse_End) isDialResponse_Kind() {}
 
+type ListenRequest struct {
+	state         protoimpl.MessageState `protogen:"open.v1"`
+	Vm            string                 `protobuf:"bytes,1,opt,name=vm,proto3" json:"vm,omitempty"`           // name, id or unambiguous prefix of an id
+	Network       string                 `protobuf:"bytes,2,opt,name=network,proto3" json:"network,omitempty"` // tcp, tcp4, tcp6, unix
+	Address       string                 `protobuf:"bytes,3,opt,name=address,proto3" json:"address,omitempty"` // host:port, or an absolute path; of unix, if empty: a new one that only the user can reach
+	User          string                 `protobuf:"bytes,4,opt,name=user,proto3" json:"user,omitempty"`       // who owns a unix socket; empty: root
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *ListenRequest) Reset() {
+	*x = ListenRequest{}
+	mi := &file_banger_v1_banger_proto_msgTypes[46]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *ListenRequest) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*ListenRequest) ProtoMessage() {}
+
+func (x *ListenRequest) ProtoReflect() protoreflect.Message {
+	mi := &file_banger_v1_banger_proto_msgTypes[46]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use ListenRequest.ProtoReflect.Descriptor instead.
+func (*ListenRequest) Descriptor() ([]byte, []int) {
+	return file_banger_v1_banger_proto_rawDescGZIP(), []int{46}
+}
+
+func (x *ListenRequest) GetVm() string {
+	if x != nil {
+		return x.Vm
+	}
+	return ""
+}
+
+func (x *ListenRequest) GetNetwork() string {
+	if x != nil {
+		return x.Network
+	}
+	return ""
+}
+
+func (x *ListenRequest) GetAddress() string {
+	if x != nil {
+		return x.Address
+	}
+	return ""
+}
+
+func (x *ListenRequest) GetUser() string {
+	if x != nil {
+		return x.User
+	}
+	return ""
+}
+
+type ListenResponse struct {
+	state protoimpl.MessageState `protogen:"open.v1"`
+	// Types that are valid to be assigned to Kind:
+	//
+	//	*ListenResponse_Listening
+	//	*ListenResponse_Accepted
+	Kind          isListenResponse_Kind `protobuf_oneof:"kind"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *ListenResponse) Reset() {
+	*x = ListenResponse{}
+	mi := &file_banger_v1_banger_proto_msgTypes[47]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *ListenResponse) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*ListenResponse) ProtoMessage() {}
+
+func (x *ListenResponse) ProtoReflect() protoreflect.Message {
+	mi := &file_banger_v1_banger_proto_msgTypes[47]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use ListenResponse.ProtoReflect.Descriptor instead.
+func (*ListenResponse) Descriptor() ([]byte, []int) {
+	return file_banger_v1_banger_proto_rawDescGZIP(), []int{47}
+}
+
+func (x *ListenResponse) GetKind() isListenResponse_Kind {
+	if x != nil {
+		return x.Kind
+	}
+	return nil
+}
+
+func (x *ListenResponse) GetListening() string {
+	if x != nil {
+		if x, ok := x.Kind.(*ListenResponse_Listening); ok {
+			return x.Listening
+		}
+	}
+	return ""
+}
+
+func (x *ListenResponse) GetAccepted() *AcceptedConnection {
+	if x != nil {
+		if x, ok := x.Kind.(*ListenResponse_Accepted); ok {
+			return x.Accepted
+		}
+	}
+	return nil
+}
+
+type isListenResponse_Kind interface {
+	isListenResponse_Kind()
+}
+
+type ListenResponse_Listening struct {
+	Listening string `protobuf:"bytes,1,opt,name=listening,proto3,oneof"` // the address
+}
+
+type ListenResponse_Accepted struct {
+	Accepted *AcceptedConnection `protobuf:"bytes,2,opt,name=accepted,proto3,oneof"`
+}
+
+func (*ListenResponse_Listening) isListenResponse_Kind() {}
+
+func (*ListenResponse_Accepted) isListenResponse_Kind() {}
+
+// AcceptedConnection is a connection that waits to be taken.
+type AcceptedConnection struct {
+	state         protoimpl.MessageState `protogen:"open.v1"`
+	Number        string                 `protobuf:"bytes,1,opt,name=number,proto3" json:"number,omitempty"`
+	From          string                 `protobuf:"bytes,2,opt,name=from,proto3" json:"from,omitempty"` // address of the peer
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *AcceptedConnection) Reset() {
+	*x = AcceptedConnection{}
+	mi := &file_banger_v1_banger_proto_msgTypes[48]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *AcceptedConnection) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*AcceptedConnection) ProtoMessage() {}
+
+func (x *AcceptedConnection) ProtoReflect() protoreflect.Message {
+	mi := &file_banger_v1_banger_proto_msgTypes[48]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use AcceptedConnection.ProtoReflect.Descriptor instead.
+func (*AcceptedConnection) Descriptor() ([]byte, []int) {
+	return file_banger_v1_banger_proto_rawDescGZIP(), []int{48}
+}
+
+func (x *AcceptedConnection) GetNumber() string {
+	if x != nil {
+		return x.Number
+	}
+	return ""
+}
+
+func (x *AcceptedConnection) GetFrom() string {
+	if x != nil {
+		return x.From
+	}
+	return ""
+}
+
 type PutFilesRequest struct {
 	state protoimpl.MessageState `protogen:"open.v1"`
 	// Types that are valid to be assigned to Kind:
@@ -3338,7 +3541,7 @@ type PutFilesRequest struct {
 
 func (x *PutFilesRequest) Reset() {
 	*x = PutFilesRequest{}
-	mi := &file_banger_v1_banger_proto_msgTypes[46]
+	mi := &file_banger_v1_banger_proto_msgTypes[49]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -3350,7 +3553,7 @@ func (x *PutFilesRequest) String() string {
 func (*PutFilesRequest) ProtoMessage() {}
 
 func (x *PutFilesRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_banger_v1_banger_proto_msgTypes[46]
+	mi := &file_banger_v1_banger_proto_msgTypes[49]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -3363,7 +3566,7 @@ func (x *PutFilesRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use PutFilesRequest.ProtoReflect.Descriptor instead.
 func (*PutFilesRequest) Descriptor() ([]byte, []int) {
-	return file_banger_v1_banger_proto_rawDescGZIP(), []int{46}
+	return file_banger_v1_banger_proto_rawDescGZIP(), []int{49}
 }
 
 func (x *PutFilesRequest) GetKind() isPutFilesRequest_Kind {
@@ -3439,7 +3642,7 @@ type PutFilesStart struct {
 
 func (x *PutFilesStart) Reset() {
 	*x = PutFilesStart{}
-	mi := &file_banger_v1_banger_proto_msgTypes[47]
+	mi := &file_banger_v1_banger_proto_msgTypes[50]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -3451,7 +3654,7 @@ func (x *PutFilesStart) String() string {
 func (*PutFilesStart) ProtoMessage() {}
 
 func (x *PutFilesStart) ProtoReflect() protoreflect.Message {
-	mi := &file_banger_v1_banger_proto_msgTypes[47]
+	mi := &file_banger_v1_banger_proto_msgTypes[50]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -3464,7 +3667,7 @@ func (x *PutFilesStart) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use PutFilesStart.ProtoReflect.Descriptor instead.
 func (*PutFilesStart) Descriptor() ([]byte, []int) {
-	return file_banger_v1_banger_proto_rawDescGZIP(), []int{47}
+	return file_banger_v1_banger_proto_rawDescGZIP(), []int{50}
 }
 
 func (x *PutFilesStart) GetVm() string {
@@ -3510,7 +3713,7 @@ type PutFilesResponse struct {
 
 func (x *PutFilesResponse) Reset() {
 	*x = PutFilesResponse{}
-	mi := &file_banger_v1_banger_proto_msgTypes[48]
+	mi := &file_banger_v1_banger_proto_msgTypes[51]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -3522,7 +3725,7 @@ func (x *PutFilesResponse) String() string {
 func (*PutFilesResponse) ProtoMessage() {}
 
 func (x *PutFilesResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_banger_v1_banger_proto_msgTypes[48]
+	mi := &file_banger_v1_banger_proto_msgTypes[51]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -3535,7 +3738,7 @@ func (x *PutFilesResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use PutFilesResponse.ProtoReflect.Descriptor instead.
 func (*PutFilesResponse) Descriptor() ([]byte, []int) {
-	return file_banger_v1_banger_proto_rawDescGZIP(), []int{48}
+	return file_banger_v1_banger_proto_rawDescGZIP(), []int{51}
 }
 
 type GetFilesRequest struct {
@@ -3551,7 +3754,7 @@ type GetFilesRequest struct {
 
 func (x *GetFilesRequest) Reset() {
 	*x = GetFilesRequest{}
-	mi := &file_banger_v1_banger_proto_msgTypes[49]
+	mi := &file_banger_v1_banger_proto_msgTypes[52]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -3563,7 +3766,7 @@ func (x *GetFilesRequest) String() string {
 func (*GetFilesRequest) ProtoMessage() {}
 
 func (x *GetFilesRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_banger_v1_banger_proto_msgTypes[49]
+	mi := &file_banger_v1_banger_proto_msgTypes[52]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -3576,7 +3779,7 @@ func (x *GetFilesRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use GetFilesRequest.ProtoReflect.Descriptor instead.
 func (*GetFilesRequest) Descriptor() ([]byte, []int) {
-	return file_banger_v1_banger_proto_rawDescGZIP(), []int{49}
+	return file_banger_v1_banger_proto_rawDescGZIP(), []int{52}
 }
 
 func (x *GetFilesRequest) GetVm() string {
@@ -3623,7 +3826,7 @@ type GetFilesResponse struct {
 
 func (x *GetFilesResponse) Reset() {
 	*x = GetFilesResponse{}
-	mi := &file_banger_v1_banger_proto_msgTypes[50]
+	mi := &file_banger_v1_banger_proto_msgTypes[53]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -3635,7 +3838,7 @@ func (x *GetFilesResponse) String() string {
 func (*GetFilesResponse) ProtoMessage() {}
 
 func (x *GetFilesResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_banger_v1_banger_proto_msgTypes[50]
+	mi := &file_banger_v1_banger_proto_msgTypes[53]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -3648,7 +3851,7 @@ func (x *GetFilesResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use GetFilesResponse.ProtoReflect.Descriptor instead.
 func (*GetFilesResponse) Descriptor() ([]byte, []int) {
-	return file_banger_v1_banger_proto_rawDescGZIP(), []int{50}
+	return file_banger_v1_banger_proto_rawDescGZIP(), []int{53}
 }
 
 func (x *GetFilesResponse) GetData() []byte {
@@ -3672,7 +3875,7 @@ type Port struct {
 
 func (x *Port) Reset() {
 	*x = Port{}
-	mi := &file_banger_v1_banger_proto_msgTypes[51]
+	mi := &file_banger_v1_banger_proto_msgTypes[54]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -3684,7 +3887,7 @@ func (x *Port) String() string {
 func (*Port) ProtoMessage() {}
 
 func (x *Port) ProtoReflect() protoreflect.Message {
-	mi := &file_banger_v1_banger_proto_msgTypes[51]
+	mi := &file_banger_v1_banger_proto_msgTypes[54]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -3697,7 +3900,7 @@ func (x *Port) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Port.ProtoReflect.Descriptor instead.
 func (*Port) Descriptor() ([]byte, []int) {
-	return file_banger_v1_banger_proto_rawDescGZIP(), []int{51}
+	return file_banger_v1_banger_proto_rawDescGZIP(), []int{54}
 }
 
 func (x *Port) GetProtocol() string {
@@ -3753,7 +3956,7 @@ type Operation struct {
 
 func (x *Operation) Reset() {
 	*x = Operation{}
-	mi := &file_banger_v1_banger_proto_msgTypes[52]
+	mi := &file_banger_v1_banger_proto_msgTypes[55]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -3765,7 +3968,7 @@ func (x *Operation) String() string {
 func (*Operation) ProtoMessage() {}
 
 func (x *Operation) ProtoReflect() protoreflect.Message {
-	mi := &file_banger_v1_banger_proto_msgTypes[52]
+	mi := &file_banger_v1_banger_proto_msgTypes[55]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -3778,7 +3981,7 @@ func (x *Operation) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Operation.ProtoReflect.Descriptor instead.
 func (*Operation) Descriptor() ([]byte, []int) {
-	return file_banger_v1_banger_proto_rawDescGZIP(), []int{52}
+	return file_banger_v1_banger_proto_rawDescGZIP(), []int{55}
 }
 
 func (x *Operation) GetId() string {
@@ -3861,7 +4064,7 @@ type OperationStage struct {
 
 func (x *OperationStage) Reset() {
 	*x = OperationStage{}
-	mi := &file_banger_v1_banger_proto_msgTypes[53]
+	mi := &file_banger_v1_banger_proto_msgTypes[56]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -3873,7 +4076,7 @@ func (x *OperationStage) String() string {
 func (*OperationStage) ProtoMessage() {}
 
 func (x *OperationStage) ProtoReflect() protoreflect.Message {
-	mi := &file_banger_v1_banger_proto_msgTypes[53]
+	mi := &file_banger_v1_banger_proto_msgTypes[56]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -3886,7 +4089,7 @@ func (x *OperationStage) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use OperationStage.ProtoReflect.Descriptor instead.
 func (*OperationStage) Descriptor() ([]byte, []int) {
-	return file_banger_v1_banger_proto_rawDescGZIP(), []int{53}
+	return file_banger_v1_banger_proto_rawDescGZIP(), []int{56}
 }
 
 func (x *OperationStage) GetProgress() *Progress {
@@ -3911,7 +4114,7 @@ type ListOperationsRequest struct {
 
 func (x *ListOperationsRequest) Reset() {
 	*x = ListOperationsRequest{}
-	mi := &file_banger_v1_banger_proto_msgTypes[54]
+	mi := &file_banger_v1_banger_proto_msgTypes[57]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -3923,7 +4126,7 @@ func (x *ListOperationsRequest) String() string {
 func (*ListOperationsRequest) ProtoMessage() {}
 
 func (x *ListOperationsRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_banger_v1_banger_proto_msgTypes[54]
+	mi := &file_banger_v1_banger_proto_msgTypes[57]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -3936,7 +4139,7 @@ func (x *ListOperationsRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ListOperationsRequest.ProtoReflect.Descriptor instead.
 func (*ListOperationsRequest) Descriptor() ([]byte, []int) {
-	return file_banger_v1_banger_proto_rawDescGZIP(), []int{54}
+	return file_banger_v1_banger_proto_rawDescGZIP(), []int{57}
 }
 
 type ListOperationsResponse struct {
@@ -3948,7 +4151,7 @@ type ListOperationsResponse struct {
 
 func (x *ListOperationsResponse) Reset() {
 	*x = ListOperationsResponse{}
-	mi := &file_banger_v1_banger_proto_msgTypes[55]
+	mi := &file_banger_v1_banger_proto_msgTypes[58]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -3960,7 +4163,7 @@ func (x *ListOperationsResponse) String() string {
 func (*ListOperationsResponse) ProtoMessage() {}
 
 func (x *ListOperationsResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_banger_v1_banger_proto_msgTypes[55]
+	mi := &file_banger_v1_banger_proto_msgTypes[58]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -3973,7 +4176,7 @@ func (x *ListOperationsResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ListOperationsResponse.ProtoReflect.Descriptor instead.
 func (*ListOperationsResponse) Descriptor() ([]byte, []int) {
-	return file_banger_v1_banger_proto_rawDescGZIP(), []int{55}
+	return file_banger_v1_banger_proto_rawDescGZIP(), []int{58}
 }
 
 func (x *ListOperationsResponse) GetOperations() []*Operation {
@@ -3992,7 +4195,7 @@ type WatchOperationRequest struct {
 
 func (x *WatchOperationRequest) Reset() {
 	*x = WatchOperationRequest{}
-	mi := &file_banger_v1_banger_proto_msgTypes[56]
+	mi := &file_banger_v1_banger_proto_msgTypes[59]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -4004,7 +4207,7 @@ func (x *WatchOperationRequest) String() string {
 func (*WatchOperationRequest) ProtoMessage() {}
 
 func (x *WatchOperationRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_banger_v1_banger_proto_msgTypes[56]
+	mi := &file_banger_v1_banger_proto_msgTypes[59]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -4017,7 +4220,7 @@ func (x *WatchOperationRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use WatchOperationRequest.ProtoReflect.Descriptor instead.
 func (*WatchOperationRequest) Descriptor() ([]byte, []int) {
-	return file_banger_v1_banger_proto_rawDescGZIP(), []int{56}
+	return file_banger_v1_banger_proto_rawDescGZIP(), []int{59}
 }
 
 func (x *WatchOperationRequest) GetId() string {
@@ -4036,7 +4239,7 @@ type CancelOperationRequest struct {
 
 func (x *CancelOperationRequest) Reset() {
 	*x = CancelOperationRequest{}
-	mi := &file_banger_v1_banger_proto_msgTypes[57]
+	mi := &file_banger_v1_banger_proto_msgTypes[60]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -4048,7 +4251,7 @@ func (x *CancelOperationRequest) String() string {
 func (*CancelOperationRequest) ProtoMessage() {}
 
 func (x *CancelOperationRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_banger_v1_banger_proto_msgTypes[57]
+	mi := &file_banger_v1_banger_proto_msgTypes[60]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -4061,7 +4264,7 @@ func (x *CancelOperationRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use CancelOperationRequest.ProtoReflect.Descriptor instead.
 func (*CancelOperationRequest) Descriptor() ([]byte, []int) {
-	return file_banger_v1_banger_proto_rawDescGZIP(), []int{57}
+	return file_banger_v1_banger_proto_rawDescGZIP(), []int{60}
 }
 
 func (x *CancelOperationRequest) GetId() string {
@@ -4079,7 +4282,7 @@ type CancelOperationResponse struct {
 
 func (x *CancelOperationResponse) Reset() {
 	*x = CancelOperationResponse{}
-	mi := &file_banger_v1_banger_proto_msgTypes[58]
+	mi := &file_banger_v1_banger_proto_msgTypes[61]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -4091,7 +4294,7 @@ func (x *CancelOperationResponse) String() string {
 func (*CancelOperationResponse) ProtoMessage() {}
 
 func (x *CancelOperationResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_banger_v1_banger_proto_msgTypes[58]
+	mi := &file_banger_v1_banger_proto_msgTypes[61]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -4104,7 +4307,7 @@ func (x *CancelOperationResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use CancelOperationResponse.ProtoReflect.Descriptor instead.
 func (*CancelOperationResponse) Descriptor() ([]byte, []int) {
-	return file_banger_v1_banger_proto_rawDescGZIP(), []int{58}
+	return file_banger_v1_banger_proto_rawDescGZIP(), []int{61}
 }
 
 type EventsRequest struct {
@@ -4118,7 +4321,7 @@ type EventsRequest struct {
 
 func (x *EventsRequest) Reset() {
 	*x = EventsRequest{}
-	mi := &file_banger_v1_banger_proto_msgTypes[59]
+	mi := &file_banger_v1_banger_proto_msgTypes[62]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -4130,7 +4333,7 @@ func (x *EventsRequest) String() string {
 func (*EventsRequest) ProtoMessage() {}
 
 func (x *EventsRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_banger_v1_banger_proto_msgTypes[59]
+	mi := &file_banger_v1_banger_proto_msgTypes[62]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -4143,7 +4346,7 @@ func (x *EventsRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use EventsRequest.ProtoReflect.Descriptor instead.
 func (*EventsRequest) Descriptor() ([]byte, []int) {
-	return file_banger_v1_banger_proto_rawDescGZIP(), []int{59}
+	return file_banger_v1_banger_proto_rawDescGZIP(), []int{62}
 }
 
 func (x *EventsRequest) GetAfter() int64 {
@@ -4183,7 +4386,7 @@ type JournalEvent struct {
 
 func (x *JournalEvent) Reset() {
 	*x = JournalEvent{}
-	mi := &file_banger_v1_banger_proto_msgTypes[60]
+	mi := &file_banger_v1_banger_proto_msgTypes[63]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -4195,7 +4398,7 @@ func (x *JournalEvent) String() string {
 func (*JournalEvent) ProtoMessage() {}
 
 func (x *JournalEvent) ProtoReflect() protoreflect.Message {
-	mi := &file_banger_v1_banger_proto_msgTypes[60]
+	mi := &file_banger_v1_banger_proto_msgTypes[63]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -4208,7 +4411,7 @@ func (x *JournalEvent) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use JournalEvent.ProtoReflect.Descriptor instead.
 func (*JournalEvent) Descriptor() ([]byte, []int) {
-	return file_banger_v1_banger_proto_rawDescGZIP(), []int{60}
+	return file_banger_v1_banger_proto_rawDescGZIP(), []int{63}
 }
 
 func (x *JournalEvent) GetSequence() int64 {
@@ -4268,7 +4471,7 @@ type ListRequest struct {
 
 func (x *ListRequest) Reset() {
 	*x = ListRequest{}
-	mi := &file_banger_v1_banger_proto_msgTypes[61]
+	mi := &file_banger_v1_banger_proto_msgTypes[64]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -4280,7 +4483,7 @@ func (x *ListRequest) String() string {
 func (*ListRequest) ProtoMessage() {}
 
 func (x *ListRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_banger_v1_banger_proto_msgTypes[61]
+	mi := &file_banger_v1_banger_proto_msgTypes[64]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -4293,7 +4496,7 @@ func (x *ListRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ListRequest.ProtoReflect.Descriptor instead.
 func (*ListRequest) Descriptor() ([]byte, []int) {
-	return file_banger_v1_banger_proto_rawDescGZIP(), []int{61}
+	return file_banger_v1_banger_proto_rawDescGZIP(), []int{64}
 }
 
 type ListResponse struct {
@@ -4305,7 +4508,7 @@ type ListResponse struct {
 
 func (x *ListResponse) Reset() {
 	*x = ListResponse{}
-	mi := &file_banger_v1_banger_proto_msgTypes[62]
+	mi := &file_banger_v1_banger_proto_msgTypes[65]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -4317,7 +4520,7 @@ func (x *ListResponse) String() string {
 func (*ListResponse) ProtoMessage() {}
 
 func (x *ListResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_banger_v1_banger_proto_msgTypes[62]
+	mi := &file_banger_v1_banger_proto_msgTypes[65]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -4330,7 +4533,7 @@ func (x *ListResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ListResponse.ProtoReflect.Descriptor instead.
 func (*ListResponse) Descriptor() ([]byte, []int) {
-	return file_banger_v1_banger_proto_rawDescGZIP(), []int{62}
+	return file_banger_v1_banger_proto_rawDescGZIP(), []int{65}
 }
 
 func (x *ListResponse) GetVms() []*VM {
@@ -4349,7 +4552,7 @@ type GetRequest struct {
 
 func (x *GetRequest) Reset() {
 	*x = GetRequest{}
-	mi := &file_banger_v1_banger_proto_msgTypes[63]
+	mi := &file_banger_v1_banger_proto_msgTypes[66]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -4361,7 +4564,7 @@ func (x *GetRequest) String() string {
 func (*GetRequest) ProtoMessage() {}
 
 func (x *GetRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_banger_v1_banger_proto_msgTypes[63]
+	mi := &file_banger_v1_banger_proto_msgTypes[66]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -4374,7 +4577,7 @@ func (x *GetRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use GetRequest.ProtoReflect.Descriptor instead.
 func (*GetRequest) Descriptor() ([]byte, []int) {
-	return file_banger_v1_banger_proto_rawDescGZIP(), []int{63}
+	return file_banger_v1_banger_proto_rawDescGZIP(), []int{66}
 }
 
 func (x *GetRequest) GetVm() string {
@@ -4393,7 +4596,7 @@ type GetResponse struct {
 
 func (x *GetResponse) Reset() {
 	*x = GetResponse{}
-	mi := &file_banger_v1_banger_proto_msgTypes[64]
+	mi := &file_banger_v1_banger_proto_msgTypes[67]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -4405,7 +4608,7 @@ func (x *GetResponse) String() string {
 func (*GetResponse) ProtoMessage() {}
 
 func (x *GetResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_banger_v1_banger_proto_msgTypes[64]
+	mi := &file_banger_v1_banger_proto_msgTypes[67]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -4418,7 +4621,7 @@ func (x *GetResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use GetResponse.ProtoReflect.Descriptor instead.
 func (*GetResponse) Descriptor() ([]byte, []int) {
-	return file_banger_v1_banger_proto_rawDescGZIP(), []int{64}
+	return file_banger_v1_banger_proto_rawDescGZIP(), []int{67}
 }
 
 func (x *GetResponse) GetVm() *VM {
@@ -4438,7 +4641,7 @@ type LogsRequest struct {
 
 func (x *LogsRequest) Reset() {
 	*x = LogsRequest{}
-	mi := &file_banger_v1_banger_proto_msgTypes[65]
+	mi := &file_banger_v1_banger_proto_msgTypes[68]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -4450,7 +4653,7 @@ func (x *LogsRequest) String() string {
 func (*LogsRequest) ProtoMessage() {}
 
 func (x *LogsRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_banger_v1_banger_proto_msgTypes[65]
+	mi := &file_banger_v1_banger_proto_msgTypes[68]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -4463,7 +4666,7 @@ func (x *LogsRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use LogsRequest.ProtoReflect.Descriptor instead.
 func (*LogsRequest) Descriptor() ([]byte, []int) {
-	return file_banger_v1_banger_proto_rawDescGZIP(), []int{65}
+	return file_banger_v1_banger_proto_rawDescGZIP(), []int{68}
 }
 
 func (x *LogsRequest) GetVm() string {
@@ -4489,7 +4692,7 @@ type LogsResponse struct {
 
 func (x *LogsResponse) Reset() {
 	*x = LogsResponse{}
-	mi := &file_banger_v1_banger_proto_msgTypes[66]
+	mi := &file_banger_v1_banger_proto_msgTypes[69]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -4501,7 +4704,7 @@ func (x *LogsResponse) String() string {
 func (*LogsResponse) ProtoMessage() {}
 
 func (x *LogsResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_banger_v1_banger_proto_msgTypes[66]
+	mi := &file_banger_v1_banger_proto_msgTypes[69]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -4514,7 +4717,7 @@ func (x *LogsResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use LogsResponse.ProtoReflect.Descriptor instead.
 func (*LogsResponse) Descriptor() ([]byte, []int) {
-	return file_banger_v1_banger_proto_rawDescGZIP(), []int{66}
+	return file_banger_v1_banger_proto_rawDescGZIP(), []int{69}
 }
 
 func (x *LogsResponse) GetData() []byte {
@@ -4541,7 +4744,7 @@ type ExecSpec struct {
 
 func (x *ExecSpec) Reset() {
 	*x = ExecSpec{}
-	mi := &file_banger_v1_banger_proto_msgTypes[67]
+	mi := &file_banger_v1_banger_proto_msgTypes[70]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -4553,7 +4756,7 @@ func (x *ExecSpec) String() string {
 func (*ExecSpec) ProtoMessage() {}
 
 func (x *ExecSpec) ProtoReflect() protoreflect.Message {
-	mi := &file_banger_v1_banger_proto_msgTypes[67]
+	mi := &file_banger_v1_banger_proto_msgTypes[70]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -4566,7 +4769,7 @@ func (x *ExecSpec) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ExecSpec.ProtoReflect.Descriptor instead.
 func (*ExecSpec) Descriptor() ([]byte, []int) {
-	return file_banger_v1_banger_proto_rawDescGZIP(), []int{67}
+	return file_banger_v1_banger_proto_rawDescGZIP(), []int{70}
 }
 
 func (x *ExecSpec) GetArgs() []string {
@@ -4635,7 +4838,7 @@ type WindowSize struct {
 
 func (x *WindowSize) Reset() {
 	*x = WindowSize{}
-	mi := &file_banger_v1_banger_proto_msgTypes[68]
+	mi := &file_banger_v1_banger_proto_msgTypes[71]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -4647,7 +4850,7 @@ func (x *WindowSize) String() string {
 func (*WindowSize) ProtoMessage() {}
 
 func (x *WindowSize) ProtoReflect() protoreflect.Message {
-	mi := &file_banger_v1_banger_proto_msgTypes[68]
+	mi := &file_banger_v1_banger_proto_msgTypes[71]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -4660,7 +4863,7 @@ func (x *WindowSize) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use WindowSize.ProtoReflect.Descriptor instead.
 func (*WindowSize) Descriptor() ([]byte, []int) {
-	return file_banger_v1_banger_proto_rawDescGZIP(), []int{68}
+	return file_banger_v1_banger_proto_rawDescGZIP(), []int{71}
 }
 
 func (x *WindowSize) GetRows() uint32 {
@@ -4693,7 +4896,7 @@ type AttachRequest struct {
 
 func (x *AttachRequest) Reset() {
 	*x = AttachRequest{}
-	mi := &file_banger_v1_banger_proto_msgTypes[69]
+	mi := &file_banger_v1_banger_proto_msgTypes[72]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -4705,7 +4908,7 @@ func (x *AttachRequest) String() string {
 func (*AttachRequest) ProtoMessage() {}
 
 func (x *AttachRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_banger_v1_banger_proto_msgTypes[69]
+	mi := &file_banger_v1_banger_proto_msgTypes[72]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -4718,7 +4921,7 @@ func (x *AttachRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use AttachRequest.ProtoReflect.Descriptor instead.
 func (*AttachRequest) Descriptor() ([]byte, []int) {
-	return file_banger_v1_banger_proto_rawDescGZIP(), []int{69}
+	return file_banger_v1_banger_proto_rawDescGZIP(), []int{72}
 }
 
 func (x *AttachRequest) GetKind() isAttachRequest_Kind {
@@ -4822,7 +5025,7 @@ type AttachStart struct {
 
 func (x *AttachStart) Reset() {
 	*x = AttachStart{}
-	mi := &file_banger_v1_banger_proto_msgTypes[70]
+	mi := &file_banger_v1_banger_proto_msgTypes[73]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -4834,7 +5037,7 @@ func (x *AttachStart) String() string {
 func (*AttachStart) ProtoMessage() {}
 
 func (x *AttachStart) ProtoReflect() protoreflect.Message {
-	mi := &file_banger_v1_banger_proto_msgTypes[70]
+	mi := &file_banger_v1_banger_proto_msgTypes[73]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -4847,7 +5050,7 @@ func (x *AttachStart) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use AttachStart.ProtoReflect.Descriptor instead.
 func (*AttachStart) Descriptor() ([]byte, []int) {
-	return file_banger_v1_banger_proto_rawDescGZIP(), []int{70}
+	return file_banger_v1_banger_proto_rawDescGZIP(), []int{73}
 }
 
 func (x *AttachStart) GetTarget() isAttachStart_Target {
@@ -4923,7 +5126,7 @@ type AttachResponse struct {
 
 func (x *AttachResponse) Reset() {
 	*x = AttachResponse{}
-	mi := &file_banger_v1_banger_proto_msgTypes[71]
+	mi := &file_banger_v1_banger_proto_msgTypes[74]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -4935,7 +5138,7 @@ func (x *AttachResponse) String() string {
 func (*AttachResponse) ProtoMessage() {}
 
 func (x *AttachResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_banger_v1_banger_proto_msgTypes[71]
+	mi := &file_banger_v1_banger_proto_msgTypes[74]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -4948,7 +5151,7 @@ func (x *AttachResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use AttachResponse.ProtoReflect.Descriptor instead.
 func (*AttachResponse) Descriptor() ([]byte, []int) {
-	return file_banger_v1_banger_proto_rawDescGZIP(), []int{71}
+	return file_banger_v1_banger_proto_rawDescGZIP(), []int{74}
 }
 
 func (x *AttachResponse) GetKind() isAttachResponse_Kind {
@@ -5080,7 +5283,7 @@ type ExitStatus struct {
 
 func (x *ExitStatus) Reset() {
 	*x = ExitStatus{}
-	mi := &file_banger_v1_banger_proto_msgTypes[72]
+	mi := &file_banger_v1_banger_proto_msgTypes[75]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -5092,7 +5295,7 @@ func (x *ExitStatus) String() string {
 func (*ExitStatus) ProtoMessage() {}
 
 func (x *ExitStatus) ProtoReflect() protoreflect.Message {
-	mi := &file_banger_v1_banger_proto_msgTypes[72]
+	mi := &file_banger_v1_banger_proto_msgTypes[75]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -5105,7 +5308,7 @@ func (x *ExitStatus) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ExitStatus.ProtoReflect.Descriptor instead.
 func (*ExitStatus) Descriptor() ([]byte, []int) {
-	return file_banger_v1_banger_proto_rawDescGZIP(), []int{72}
+	return file_banger_v1_banger_proto_rawDescGZIP(), []int{75}
 }
 
 func (x *ExitStatus) GetCode() int32 {
@@ -5135,7 +5338,7 @@ type ConsoleRequest struct {
 
 func (x *ConsoleRequest) Reset() {
 	*x = ConsoleRequest{}
-	mi := &file_banger_v1_banger_proto_msgTypes[73]
+	mi := &file_banger_v1_banger_proto_msgTypes[76]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -5147,7 +5350,7 @@ func (x *ConsoleRequest) String() string {
 func (*ConsoleRequest) ProtoMessage() {}
 
 func (x *ConsoleRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_banger_v1_banger_proto_msgTypes[73]
+	mi := &file_banger_v1_banger_proto_msgTypes[76]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -5160,7 +5363,7 @@ func (x *ConsoleRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ConsoleRequest.ProtoReflect.Descriptor instead.
 func (*ConsoleRequest) Descriptor() ([]byte, []int) {
-	return file_banger_v1_banger_proto_rawDescGZIP(), []int{73}
+	return file_banger_v1_banger_proto_rawDescGZIP(), []int{76}
 }
 
 func (x *ConsoleRequest) GetKind() isConsoleRequest_Kind {
@@ -5213,7 +5416,7 @@ type ConsoleResponse struct {
 
 func (x *ConsoleResponse) Reset() {
 	*x = ConsoleResponse{}
-	mi := &file_banger_v1_banger_proto_msgTypes[74]
+	mi := &file_banger_v1_banger_proto_msgTypes[77]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -5225,7 +5428,7 @@ func (x *ConsoleResponse) String() string {
 func (*ConsoleResponse) ProtoMessage() {}
 
 func (x *ConsoleResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_banger_v1_banger_proto_msgTypes[74]
+	mi := &file_banger_v1_banger_proto_msgTypes[77]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -5238,7 +5441,7 @@ func (x *ConsoleResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ConsoleResponse.ProtoReflect.Descriptor instead.
 func (*ConsoleResponse) Descriptor() ([]byte, []int) {
-	return file_banger_v1_banger_proto_rawDescGZIP(), []int{74}
+	return file_banger_v1_banger_proto_rawDescGZIP(), []int{77}
 }
 
 func (x *ConsoleResponse) GetOutput() []byte {
@@ -5273,7 +5476,7 @@ type Image struct {
 
 func (x *Image) Reset() {
 	*x = Image{}
-	mi := &file_banger_v1_banger_proto_msgTypes[75]
+	mi := &file_banger_v1_banger_proto_msgTypes[78]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -5285,7 +5488,7 @@ func (x *Image) String() string {
 func (*Image) ProtoMessage() {}
 
 func (x *Image) ProtoReflect() protoreflect.Message {
-	mi := &file_banger_v1_banger_proto_msgTypes[75]
+	mi := &file_banger_v1_banger_proto_msgTypes[78]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -5298,7 +5501,7 @@ func (x *Image) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Image.ProtoReflect.Descriptor instead.
 func (*Image) Descriptor() ([]byte, []int) {
-	return file_banger_v1_banger_proto_rawDescGZIP(), []int{75}
+	return file_banger_v1_banger_proto_rawDescGZIP(), []int{78}
 }
 
 func (x *Image) GetName() string {
@@ -5438,7 +5641,7 @@ type ImageConfig struct {
 
 func (x *ImageConfig) Reset() {
 	*x = ImageConfig{}
-	mi := &file_banger_v1_banger_proto_msgTypes[76]
+	mi := &file_banger_v1_banger_proto_msgTypes[79]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -5450,7 +5653,7 @@ func (x *ImageConfig) String() string {
 func (*ImageConfig) ProtoMessage() {}
 
 func (x *ImageConfig) ProtoReflect() protoreflect.Message {
-	mi := &file_banger_v1_banger_proto_msgTypes[76]
+	mi := &file_banger_v1_banger_proto_msgTypes[79]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -5463,7 +5666,7 @@ func (x *ImageConfig) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ImageConfig.ProtoReflect.Descriptor instead.
 func (*ImageConfig) Descriptor() ([]byte, []int) {
-	return file_banger_v1_banger_proto_rawDescGZIP(), []int{76}
+	return file_banger_v1_banger_proto_rawDescGZIP(), []int{79}
 }
 
 func (x *ImageConfig) GetEntrypoint() []string {
@@ -5538,7 +5741,7 @@ type GetImageRequest struct {
 
 func (x *GetImageRequest) Reset() {
 	*x = GetImageRequest{}
-	mi := &file_banger_v1_banger_proto_msgTypes[77]
+	mi := &file_banger_v1_banger_proto_msgTypes[80]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -5550,7 +5753,7 @@ func (x *GetImageRequest) String() string {
 func (*GetImageRequest) ProtoMessage() {}
 
 func (x *GetImageRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_banger_v1_banger_proto_msgTypes[77]
+	mi := &file_banger_v1_banger_proto_msgTypes[80]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -5563,7 +5766,7 @@ func (x *GetImageRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use GetImageRequest.ProtoReflect.Descriptor instead.
 func (*GetImageRequest) Descriptor() ([]byte, []int) {
-	return file_banger_v1_banger_proto_rawDescGZIP(), []int{77}
+	return file_banger_v1_banger_proto_rawDescGZIP(), []int{80}
 }
 
 func (x *GetImageRequest) GetImage() string {
@@ -5582,7 +5785,7 @@ type GetImageResponse struct {
 
 func (x *GetImageResponse) Reset() {
 	*x = GetImageResponse{}
-	mi := &file_banger_v1_banger_proto_msgTypes[78]
+	mi := &file_banger_v1_banger_proto_msgTypes[81]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -5594,7 +5797,7 @@ func (x *GetImageResponse) String() string {
 func (*GetImageResponse) ProtoMessage() {}
 
 func (x *GetImageResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_banger_v1_banger_proto_msgTypes[78]
+	mi := &file_banger_v1_banger_proto_msgTypes[81]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -5607,7 +5810,7 @@ func (x *GetImageResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use GetImageResponse.ProtoReflect.Descriptor instead.
 func (*GetImageResponse) Descriptor() ([]byte, []int) {
-	return file_banger_v1_banger_proto_rawDescGZIP(), []int{78}
+	return file_banger_v1_banger_proto_rawDescGZIP(), []int{81}
 }
 
 func (x *GetImageResponse) GetImage() *Image {
@@ -5630,7 +5833,7 @@ type ImportImageRequest struct {
 
 func (x *ImportImageRequest) Reset() {
 	*x = ImportImageRequest{}
-	mi := &file_banger_v1_banger_proto_msgTypes[79]
+	mi := &file_banger_v1_banger_proto_msgTypes[82]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -5642,7 +5845,7 @@ func (x *ImportImageRequest) String() string {
 func (*ImportImageRequest) ProtoMessage() {}
 
 func (x *ImportImageRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_banger_v1_banger_proto_msgTypes[79]
+	mi := &file_banger_v1_banger_proto_msgTypes[82]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -5655,7 +5858,7 @@ func (x *ImportImageRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ImportImageRequest.ProtoReflect.Descriptor instead.
 func (*ImportImageRequest) Descriptor() ([]byte, []int) {
-	return file_banger_v1_banger_proto_rawDescGZIP(), []int{79}
+	return file_banger_v1_banger_proto_rawDescGZIP(), []int{82}
 }
 
 func (x *ImportImageRequest) GetKind() isImportImageRequest_Kind {
@@ -5711,7 +5914,7 @@ type ImportImageStart struct {
 
 func (x *ImportImageStart) Reset() {
 	*x = ImportImageStart{}
-	mi := &file_banger_v1_banger_proto_msgTypes[80]
+	mi := &file_banger_v1_banger_proto_msgTypes[83]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -5723,7 +5926,7 @@ func (x *ImportImageStart) String() string {
 func (*ImportImageStart) ProtoMessage() {}
 
 func (x *ImportImageStart) ProtoReflect() protoreflect.Message {
-	mi := &file_banger_v1_banger_proto_msgTypes[80]
+	mi := &file_banger_v1_banger_proto_msgTypes[83]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -5736,7 +5939,7 @@ func (x *ImportImageStart) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ImportImageStart.ProtoReflect.Descriptor instead.
 func (*ImportImageStart) Descriptor() ([]byte, []int) {
-	return file_banger_v1_banger_proto_rawDescGZIP(), []int{80}
+	return file_banger_v1_banger_proto_rawDescGZIP(), []int{83}
 }
 
 func (x *ImportImageStart) GetName() string {
@@ -5771,7 +5974,7 @@ type RegisterImageRequest struct {
 
 func (x *RegisterImageRequest) Reset() {
 	*x = RegisterImageRequest{}
-	mi := &file_banger_v1_banger_proto_msgTypes[81]
+	mi := &file_banger_v1_banger_proto_msgTypes[84]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -5783,7 +5986,7 @@ func (x *RegisterImageRequest) String() string {
 func (*RegisterImageRequest) ProtoMessage() {}
 
 func (x *RegisterImageRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_banger_v1_banger_proto_msgTypes[81]
+	mi := &file_banger_v1_banger_proto_msgTypes[84]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -5796,7 +5999,7 @@ func (x *RegisterImageRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use RegisterImageRequest.ProtoReflect.Descriptor instead.
 func (*RegisterImageRequest) Descriptor() ([]byte, []int) {
-	return file_banger_v1_banger_proto_rawDescGZIP(), []int{81}
+	return file_banger_v1_banger_proto_rawDescGZIP(), []int{84}
 }
 
 func (x *RegisterImageRequest) GetName() string {
@@ -5829,7 +6032,7 @@ type DeleteImageRequest struct {
 
 func (x *DeleteImageRequest) Reset() {
 	*x = DeleteImageRequest{}
-	mi := &file_banger_v1_banger_proto_msgTypes[82]
+	mi := &file_banger_v1_banger_proto_msgTypes[85]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -5841,7 +6044,7 @@ func (x *DeleteImageRequest) String() string {
 func (*DeleteImageRequest) ProtoMessage() {}
 
 func (x *DeleteImageRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_banger_v1_banger_proto_msgTypes[82]
+	mi := &file_banger_v1_banger_proto_msgTypes[85]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -5854,7 +6057,7 @@ func (x *DeleteImageRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use DeleteImageRequest.ProtoReflect.Descriptor instead.
 func (*DeleteImageRequest) Descriptor() ([]byte, []int) {
-	return file_banger_v1_banger_proto_rawDescGZIP(), []int{82}
+	return file_banger_v1_banger_proto_rawDescGZIP(), []int{85}
 }
 
 func (x *DeleteImageRequest) GetImage() string {
@@ -5872,7 +6075,7 @@ type DeleteImageResponse struct {
 
 func (x *DeleteImageResponse) Reset() {
 	*x = DeleteImageResponse{}
-	mi := &file_banger_v1_banger_proto_msgTypes[83]
+	mi := &file_banger_v1_banger_proto_msgTypes[86]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -5884,7 +6087,7 @@ func (x *DeleteImageResponse) String() string {
 func (*DeleteImageResponse) ProtoMessage() {}
 
 func (x *DeleteImageResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_banger_v1_banger_proto_msgTypes[83]
+	mi := &file_banger_v1_banger_proto_msgTypes[86]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -5897,7 +6100,7 @@ func (x *DeleteImageResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use DeleteImageResponse.ProtoReflect.Descriptor instead.
 func (*DeleteImageResponse) Descriptor() ([]byte, []int) {
-	return file_banger_v1_banger_proto_rawDescGZIP(), []int{83}
+	return file_banger_v1_banger_proto_rawDescGZIP(), []int{86}
 }
 
 type PruneImagesRequest struct {
@@ -5909,7 +6112,7 @@ type PruneImagesRequest struct {
 
 func (x *PruneImagesRequest) Reset() {
 	*x = PruneImagesRequest{}
-	mi := &file_banger_v1_banger_proto_msgTypes[84]
+	mi := &file_banger_v1_banger_proto_msgTypes[87]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -5921,7 +6124,7 @@ func (x *PruneImagesRequest) String() string {
 func (*PruneImagesRequest) ProtoMessage() {}
 
 func (x *PruneImagesRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_banger_v1_banger_proto_msgTypes[84]
+	mi := &file_banger_v1_banger_proto_msgTypes[87]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -5934,7 +6137,7 @@ func (x *PruneImagesRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use PruneImagesRequest.ProtoReflect.Descriptor instead.
 func (*PruneImagesRequest) Descriptor() ([]byte, []int) {
-	return file_banger_v1_banger_proto_rawDescGZIP(), []int{84}
+	return file_banger_v1_banger_proto_rawDescGZIP(), []int{87}
 }
 
 func (x *PruneImagesRequest) GetDryRun() bool {
@@ -5954,7 +6157,7 @@ type PruneImagesResponse struct {
 
 func (x *PruneImagesResponse) Reset() {
 	*x = PruneImagesResponse{}
-	mi := &file_banger_v1_banger_proto_msgTypes[85]
+	mi := &file_banger_v1_banger_proto_msgTypes[88]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -5966,7 +6169,7 @@ func (x *PruneImagesResponse) String() string {
 func (*PruneImagesResponse) ProtoMessage() {}
 
 func (x *PruneImagesResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_banger_v1_banger_proto_msgTypes[85]
+	mi := &file_banger_v1_banger_proto_msgTypes[88]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -5979,7 +6182,7 @@ func (x *PruneImagesResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use PruneImagesResponse.ProtoReflect.Descriptor instead.
 func (*PruneImagesResponse) Descriptor() ([]byte, []int) {
-	return file_banger_v1_banger_proto_rawDescGZIP(), []int{85}
+	return file_banger_v1_banger_proto_rawDescGZIP(), []int{88}
 }
 
 func (x *PruneImagesResponse) GetItems() []*PrunedItem {
@@ -6007,7 +6210,7 @@ type PrunedItem struct {
 
 func (x *PrunedItem) Reset() {
 	*x = PrunedItem{}
-	mi := &file_banger_v1_banger_proto_msgTypes[86]
+	mi := &file_banger_v1_banger_proto_msgTypes[89]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -6019,7 +6222,7 @@ func (x *PrunedItem) String() string {
 func (*PrunedItem) ProtoMessage() {}
 
 func (x *PrunedItem) ProtoReflect() protoreflect.Message {
-	mi := &file_banger_v1_banger_proto_msgTypes[86]
+	mi := &file_banger_v1_banger_proto_msgTypes[89]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -6032,7 +6235,7 @@ func (x *PrunedItem) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use PrunedItem.ProtoReflect.Descriptor instead.
 func (*PrunedItem) Descriptor() ([]byte, []int) {
-	return file_banger_v1_banger_proto_rawDescGZIP(), []int{86}
+	return file_banger_v1_banger_proto_rawDescGZIP(), []int{89}
 }
 
 func (x *PrunedItem) GetWhat() string {
@@ -6057,7 +6260,7 @@ type ListImagesRequest struct {
 
 func (x *ListImagesRequest) Reset() {
 	*x = ListImagesRequest{}
-	mi := &file_banger_v1_banger_proto_msgTypes[87]
+	mi := &file_banger_v1_banger_proto_msgTypes[90]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -6069,7 +6272,7 @@ func (x *ListImagesRequest) String() string {
 func (*ListImagesRequest) ProtoMessage() {}
 
 func (x *ListImagesRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_banger_v1_banger_proto_msgTypes[87]
+	mi := &file_banger_v1_banger_proto_msgTypes[90]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -6082,7 +6285,7 @@ func (x *ListImagesRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ListImagesRequest.ProtoReflect.Descriptor instead.
 func (*ListImagesRequest) Descriptor() ([]byte, []int) {
-	return file_banger_v1_banger_proto_rawDescGZIP(), []int{87}
+	return file_banger_v1_banger_proto_rawDescGZIP(), []int{90}
 }
 
 type ListImagesResponse struct {
@@ -6094,7 +6297,7 @@ type ListImagesResponse struct {
 
 func (x *ListImagesResponse) Reset() {
 	*x = ListImagesResponse{}
-	mi := &file_banger_v1_banger_proto_msgTypes[88]
+	mi := &file_banger_v1_banger_proto_msgTypes[91]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -6106,7 +6309,7 @@ func (x *ListImagesResponse) String() string {
 func (*ListImagesResponse) ProtoMessage() {}
 
 func (x *ListImagesResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_banger_v1_banger_proto_msgTypes[88]
+	mi := &file_banger_v1_banger_proto_msgTypes[91]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -6119,7 +6322,7 @@ func (x *ListImagesResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ListImagesResponse.ProtoReflect.Descriptor instead.
 func (*ListImagesResponse) Descriptor() ([]byte, []int) {
-	return file_banger_v1_banger_proto_rawDescGZIP(), []int{88}
+	return file_banger_v1_banger_proto_rawDescGZIP(), []int{91}
 }
 
 func (x *ListImagesResponse) GetImages() []*Image {
@@ -6140,7 +6343,7 @@ type PromoteImageRequest struct {
 
 func (x *PromoteImageRequest) Reset() {
 	*x = PromoteImageRequest{}
-	mi := &file_banger_v1_banger_proto_msgTypes[89]
+	mi := &file_banger_v1_banger_proto_msgTypes[92]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -6152,7 +6355,7 @@ func (x *PromoteImageRequest) String() string {
 func (*PromoteImageRequest) ProtoMessage() {}
 
 func (x *PromoteImageRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_banger_v1_banger_proto_msgTypes[89]
+	mi := &file_banger_v1_banger_proto_msgTypes[92]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -6165,7 +6368,7 @@ func (x *PromoteImageRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use PromoteImageRequest.ProtoReflect.Descriptor instead.
 func (*PromoteImageRequest) Descriptor() ([]byte, []int) {
-	return file_banger_v1_banger_proto_rawDescGZIP(), []int{89}
+	return file_banger_v1_banger_proto_rawDescGZIP(), []int{92}
 }
 
 func (x *PromoteImageRequest) GetVm() string {
@@ -6199,7 +6402,7 @@ type ExportImageRequest struct {
 
 func (x *ExportImageRequest) Reset() {
 	*x = ExportImageRequest{}
-	mi := &file_banger_v1_banger_proto_msgTypes[90]
+	mi := &file_banger_v1_banger_proto_msgTypes[93]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -6211,7 +6414,7 @@ func (x *ExportImageRequest) String() string {
 func (*ExportImageRequest) ProtoMessage() {}
 
 func (x *ExportImageRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_banger_v1_banger_proto_msgTypes[90]
+	mi := &file_banger_v1_banger_proto_msgTypes[93]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -6224,7 +6427,7 @@ func (x *ExportImageRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ExportImageRequest.ProtoReflect.Descriptor instead.
 func (*ExportImageRequest) Descriptor() ([]byte, []int) {
-	return file_banger_v1_banger_proto_rawDescGZIP(), []int{90}
+	return file_banger_v1_banger_proto_rawDescGZIP(), []int{93}
 }
 
 func (x *ExportImageRequest) GetName() string {
@@ -6255,7 +6458,7 @@ type ExportImageResponse struct {
 
 func (x *ExportImageResponse) Reset() {
 	*x = ExportImageResponse{}
-	mi := &file_banger_v1_banger_proto_msgTypes[91]
+	mi := &file_banger_v1_banger_proto_msgTypes[94]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -6267,7 +6470,7 @@ func (x *ExportImageResponse) String() string {
 func (*ExportImageResponse) ProtoMessage() {}
 
 func (x *ExportImageResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_banger_v1_banger_proto_msgTypes[91]
+	mi := &file_banger_v1_banger_proto_msgTypes[94]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -6280,7 +6483,7 @@ func (x *ExportImageResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ExportImageResponse.ProtoReflect.Descriptor instead.
 func (*ExportImageResponse) Descriptor() ([]byte, []int) {
-	return file_banger_v1_banger_proto_rawDescGZIP(), []int{91}
+	return file_banger_v1_banger_proto_rawDescGZIP(), []int{94}
 }
 
 func (x *ExportImageResponse) GetKind() isExportImageResponse_Kind {
@@ -6349,7 +6552,7 @@ type PushImageRequest struct {
 
 func (x *PushImageRequest) Reset() {
 	*x = PushImageRequest{}
-	mi := &file_banger_v1_banger_proto_msgTypes[92]
+	mi := &file_banger_v1_banger_proto_msgTypes[95]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -6361,7 +6564,7 @@ func (x *PushImageRequest) String() string {
 func (*PushImageRequest) ProtoMessage() {}
 
 func (x *PushImageRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_banger_v1_banger_proto_msgTypes[92]
+	mi := &file_banger_v1_banger_proto_msgTypes[95]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -6374,7 +6577,7 @@ func (x *PushImageRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use PushImageRequest.ProtoReflect.Descriptor instead.
 func (*PushImageRequest) Descriptor() ([]byte, []int) {
-	return file_banger_v1_banger_proto_rawDescGZIP(), []int{92}
+	return file_banger_v1_banger_proto_rawDescGZIP(), []int{95}
 }
 
 func (x *PushImageRequest) GetName() string {
@@ -6401,7 +6604,7 @@ type PullImageRequest struct {
 
 func (x *PullImageRequest) Reset() {
 	*x = PullImageRequest{}
-	mi := &file_banger_v1_banger_proto_msgTypes[93]
+	mi := &file_banger_v1_banger_proto_msgTypes[96]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -6413,7 +6616,7 @@ func (x *PullImageRequest) String() string {
 func (*PullImageRequest) ProtoMessage() {}
 
 func (x *PullImageRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_banger_v1_banger_proto_msgTypes[93]
+	mi := &file_banger_v1_banger_proto_msgTypes[96]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -6426,7 +6629,7 @@ func (x *PullImageRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use PullImageRequest.ProtoReflect.Descriptor instead.
 func (*PullImageRequest) Descriptor() ([]byte, []int) {
-	return file_banger_v1_banger_proto_rawDescGZIP(), []int{93}
+	return file_banger_v1_banger_proto_rawDescGZIP(), []int{96}
 }
 
 func (x *PullImageRequest) GetName() string {
@@ -6462,7 +6665,7 @@ type Kernel struct {
 
 func (x *Kernel) Reset() {
 	*x = Kernel{}
-	mi := &file_banger_v1_banger_proto_msgTypes[94]
+	mi := &file_banger_v1_banger_proto_msgTypes[97]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -6474,7 +6677,7 @@ func (x *Kernel) String() string {
 func (*Kernel) ProtoMessage() {}
 
 func (x *Kernel) ProtoReflect() protoreflect.Message {
-	mi := &file_banger_v1_banger_proto_msgTypes[94]
+	mi := &file_banger_v1_banger_proto_msgTypes[97]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -6487,7 +6690,7 @@ func (x *Kernel) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Kernel.ProtoReflect.Descriptor instead.
 func (*Kernel) Descriptor() ([]byte, []int) {
-	return file_banger_v1_banger_proto_rawDescGZIP(), []int{94}
+	return file_banger_v1_banger_proto_rawDescGZIP(), []int{97}
 }
 
 func (x *Kernel) GetName() string {
@@ -6578,7 +6781,7 @@ type KernelFeature struct {
 
 func (x *KernelFeature) Reset() {
 	*x = KernelFeature{}
-	mi := &file_banger_v1_banger_proto_msgTypes[95]
+	mi := &file_banger_v1_banger_proto_msgTypes[98]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -6590,7 +6793,7 @@ func (x *KernelFeature) String() string {
 func (*KernelFeature) ProtoMessage() {}
 
 func (x *KernelFeature) ProtoReflect() protoreflect.Message {
-	mi := &file_banger_v1_banger_proto_msgTypes[95]
+	mi := &file_banger_v1_banger_proto_msgTypes[98]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -6603,7 +6806,7 @@ func (x *KernelFeature) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use KernelFeature.ProtoReflect.Descriptor instead.
 func (*KernelFeature) Descriptor() ([]byte, []int) {
-	return file_banger_v1_banger_proto_rawDescGZIP(), []int{95}
+	return file_banger_v1_banger_proto_rawDescGZIP(), []int{98}
 }
 
 func (x *KernelFeature) GetName() string {
@@ -6632,7 +6835,7 @@ type KernelFitness struct {
 
 func (x *KernelFitness) Reset() {
 	*x = KernelFitness{}
-	mi := &file_banger_v1_banger_proto_msgTypes[96]
+	mi := &file_banger_v1_banger_proto_msgTypes[99]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -6644,7 +6847,7 @@ func (x *KernelFitness) String() string {
 func (*KernelFitness) ProtoMessage() {}
 
 func (x *KernelFitness) ProtoReflect() protoreflect.Message {
-	mi := &file_banger_v1_banger_proto_msgTypes[96]
+	mi := &file_banger_v1_banger_proto_msgTypes[99]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -6657,7 +6860,7 @@ func (x *KernelFitness) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use KernelFitness.ProtoReflect.Descriptor instead.
 func (*KernelFitness) Descriptor() ([]byte, []int) {
-	return file_banger_v1_banger_proto_rawDescGZIP(), []int{96}
+	return file_banger_v1_banger_proto_rawDescGZIP(), []int{99}
 }
 
 func (x *KernelFitness) GetBackend() string {
@@ -6690,7 +6893,7 @@ type ListKernelsRequest struct {
 
 func (x *ListKernelsRequest) Reset() {
 	*x = ListKernelsRequest{}
-	mi := &file_banger_v1_banger_proto_msgTypes[97]
+	mi := &file_banger_v1_banger_proto_msgTypes[100]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -6702,7 +6905,7 @@ func (x *ListKernelsRequest) String() string {
 func (*ListKernelsRequest) ProtoMessage() {}
 
 func (x *ListKernelsRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_banger_v1_banger_proto_msgTypes[97]
+	mi := &file_banger_v1_banger_proto_msgTypes[100]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -6715,7 +6918,7 @@ func (x *ListKernelsRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ListKernelsRequest.ProtoReflect.Descriptor instead.
 func (*ListKernelsRequest) Descriptor() ([]byte, []int) {
-	return file_banger_v1_banger_proto_rawDescGZIP(), []int{97}
+	return file_banger_v1_banger_proto_rawDescGZIP(), []int{100}
 }
 
 func (x *ListKernelsRequest) GetAvailable() bool {
@@ -6734,7 +6937,7 @@ type GetKernelRequest struct {
 
 func (x *GetKernelRequest) Reset() {
 	*x = GetKernelRequest{}
-	mi := &file_banger_v1_banger_proto_msgTypes[98]
+	mi := &file_banger_v1_banger_proto_msgTypes[101]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -6746,7 +6949,7 @@ func (x *GetKernelRequest) String() string {
 func (*GetKernelRequest) ProtoMessage() {}
 
 func (x *GetKernelRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_banger_v1_banger_proto_msgTypes[98]
+	mi := &file_banger_v1_banger_proto_msgTypes[101]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -6759,7 +6962,7 @@ func (x *GetKernelRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use GetKernelRequest.ProtoReflect.Descriptor instead.
 func (*GetKernelRequest) Descriptor() ([]byte, []int) {
-	return file_banger_v1_banger_proto_rawDescGZIP(), []int{98}
+	return file_banger_v1_banger_proto_rawDescGZIP(), []int{101}
 }
 
 func (x *GetKernelRequest) GetName() string {
@@ -6781,7 +6984,7 @@ type GetKernelResponse struct {
 
 func (x *GetKernelResponse) Reset() {
 	*x = GetKernelResponse{}
-	mi := &file_banger_v1_banger_proto_msgTypes[99]
+	mi := &file_banger_v1_banger_proto_msgTypes[102]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -6793,7 +6996,7 @@ func (x *GetKernelResponse) String() string {
 func (*GetKernelResponse) ProtoMessage() {}
 
 func (x *GetKernelResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_banger_v1_banger_proto_msgTypes[99]
+	mi := &file_banger_v1_banger_proto_msgTypes[102]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -6806,7 +7009,7 @@ func (x *GetKernelResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use GetKernelResponse.ProtoReflect.Descriptor instead.
 func (*GetKernelResponse) Descriptor() ([]byte, []int) {
-	return file_banger_v1_banger_proto_rawDescGZIP(), []int{99}
+	return file_banger_v1_banger_proto_rawDescGZIP(), []int{102}
 }
 
 func (x *GetKernelResponse) GetKernel() *Kernel {
@@ -6846,7 +7049,7 @@ type PullKernelRequest struct {
 
 func (x *PullKernelRequest) Reset() {
 	*x = PullKernelRequest{}
-	mi := &file_banger_v1_banger_proto_msgTypes[100]
+	mi := &file_banger_v1_banger_proto_msgTypes[103]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -6858,7 +7061,7 @@ func (x *PullKernelRequest) String() string {
 func (*PullKernelRequest) ProtoMessage() {}
 
 func (x *PullKernelRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_banger_v1_banger_proto_msgTypes[100]
+	mi := &file_banger_v1_banger_proto_msgTypes[103]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -6871,7 +7074,7 @@ func (x *PullKernelRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use PullKernelRequest.ProtoReflect.Descriptor instead.
 func (*PullKernelRequest) Descriptor() ([]byte, []int) {
-	return file_banger_v1_banger_proto_rawDescGZIP(), []int{100}
+	return file_banger_v1_banger_proto_rawDescGZIP(), []int{103}
 }
 
 func (x *PullKernelRequest) GetName() string {
@@ -6891,7 +7094,7 @@ type ImportKernelRequest struct {
 
 func (x *ImportKernelRequest) Reset() {
 	*x = ImportKernelRequest{}
-	mi := &file_banger_v1_banger_proto_msgTypes[101]
+	mi := &file_banger_v1_banger_proto_msgTypes[104]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -6903,7 +7106,7 @@ func (x *ImportKernelRequest) String() string {
 func (*ImportKernelRequest) ProtoMessage() {}
 
 func (x *ImportKernelRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_banger_v1_banger_proto_msgTypes[101]
+	mi := &file_banger_v1_banger_proto_msgTypes[104]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -6916,7 +7119,7 @@ func (x *ImportKernelRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ImportKernelRequest.ProtoReflect.Descriptor instead.
 func (*ImportKernelRequest) Descriptor() ([]byte, []int) {
-	return file_banger_v1_banger_proto_rawDescGZIP(), []int{101}
+	return file_banger_v1_banger_proto_rawDescGZIP(), []int{104}
 }
 
 func (x *ImportKernelRequest) GetName() string {
@@ -6942,7 +7145,7 @@ type DeleteKernelRequest struct {
 
 func (x *DeleteKernelRequest) Reset() {
 	*x = DeleteKernelRequest{}
-	mi := &file_banger_v1_banger_proto_msgTypes[102]
+	mi := &file_banger_v1_banger_proto_msgTypes[105]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -6954,7 +7157,7 @@ func (x *DeleteKernelRequest) String() string {
 func (*DeleteKernelRequest) ProtoMessage() {}
 
 func (x *DeleteKernelRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_banger_v1_banger_proto_msgTypes[102]
+	mi := &file_banger_v1_banger_proto_msgTypes[105]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -6967,7 +7170,7 @@ func (x *DeleteKernelRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use DeleteKernelRequest.ProtoReflect.Descriptor instead.
 func (*DeleteKernelRequest) Descriptor() ([]byte, []int) {
-	return file_banger_v1_banger_proto_rawDescGZIP(), []int{102}
+	return file_banger_v1_banger_proto_rawDescGZIP(), []int{105}
 }
 
 func (x *DeleteKernelRequest) GetName() string {
@@ -6985,7 +7188,7 @@ type DeleteKernelResponse struct {
 
 func (x *DeleteKernelResponse) Reset() {
 	*x = DeleteKernelResponse{}
-	mi := &file_banger_v1_banger_proto_msgTypes[103]
+	mi := &file_banger_v1_banger_proto_msgTypes[106]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -6997,7 +7200,7 @@ func (x *DeleteKernelResponse) String() string {
 func (*DeleteKernelResponse) ProtoMessage() {}
 
 func (x *DeleteKernelResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_banger_v1_banger_proto_msgTypes[103]
+	mi := &file_banger_v1_banger_proto_msgTypes[106]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -7010,7 +7213,7 @@ func (x *DeleteKernelResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use DeleteKernelResponse.ProtoReflect.Descriptor instead.
 func (*DeleteKernelResponse) Descriptor() ([]byte, []int) {
-	return file_banger_v1_banger_proto_rawDescGZIP(), []int{103}
+	return file_banger_v1_banger_proto_rawDescGZIP(), []int{106}
 }
 
 type ListKernelsResponse struct {
@@ -7022,7 +7225,7 @@ type ListKernelsResponse struct {
 
 func (x *ListKernelsResponse) Reset() {
 	*x = ListKernelsResponse{}
-	mi := &file_banger_v1_banger_proto_msgTypes[104]
+	mi := &file_banger_v1_banger_proto_msgTypes[107]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -7034,7 +7237,7 @@ func (x *ListKernelsResponse) String() string {
 func (*ListKernelsResponse) ProtoMessage() {}
 
 func (x *ListKernelsResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_banger_v1_banger_proto_msgTypes[104]
+	mi := &file_banger_v1_banger_proto_msgTypes[107]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -7047,7 +7250,7 @@ func (x *ListKernelsResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ListKernelsResponse.ProtoReflect.Descriptor instead.
 func (*ListKernelsResponse) Descriptor() ([]byte, []int) {
-	return file_banger_v1_banger_proto_rawDescGZIP(), []int{104}
+	return file_banger_v1_banger_proto_rawDescGZIP(), []int{107}
 }
 
 func (x *ListKernelsResponse) GetKernels() []*Kernel {
@@ -7065,7 +7268,7 @@ type StatusRequest struct {
 
 func (x *StatusRequest) Reset() {
 	*x = StatusRequest{}
-	mi := &file_banger_v1_banger_proto_msgTypes[105]
+	mi := &file_banger_v1_banger_proto_msgTypes[108]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -7077,7 +7280,7 @@ func (x *StatusRequest) String() string {
 func (*StatusRequest) ProtoMessage() {}
 
 func (x *StatusRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_banger_v1_banger_proto_msgTypes[105]
+	mi := &file_banger_v1_banger_proto_msgTypes[108]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -7090,7 +7293,7 @@ func (x *StatusRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use StatusRequest.ProtoReflect.Descriptor instead.
 func (*StatusRequest) Descriptor() ([]byte, []int) {
-	return file_banger_v1_banger_proto_rawDescGZIP(), []int{105}
+	return file_banger_v1_banger_proto_rawDescGZIP(), []int{108}
 }
 
 type StatusResponse struct {
@@ -7110,7 +7313,7 @@ type StatusResponse struct {
 
 func (x *StatusResponse) Reset() {
 	*x = StatusResponse{}
-	mi := &file_banger_v1_banger_proto_msgTypes[106]
+	mi := &file_banger_v1_banger_proto_msgTypes[109]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -7122,7 +7325,7 @@ func (x *StatusResponse) String() string {
 func (*StatusResponse) ProtoMessage() {}
 
 func (x *StatusResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_banger_v1_banger_proto_msgTypes[106]
+	mi := &file_banger_v1_banger_proto_msgTypes[109]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -7135,7 +7338,7 @@ func (x *StatusResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use StatusResponse.ProtoReflect.Descriptor instead.
 func (*StatusResponse) Descriptor() ([]byte, []int) {
-	return file_banger_v1_banger_proto_rawDescGZIP(), []int{106}
+	return file_banger_v1_banger_proto_rawDescGZIP(), []int{109}
 }
 
 func (x *StatusResponse) GetVersion() string {
@@ -7210,7 +7413,7 @@ type DoctorRequest struct {
 
 func (x *DoctorRequest) Reset() {
 	*x = DoctorRequest{}
-	mi := &file_banger_v1_banger_proto_msgTypes[107]
+	mi := &file_banger_v1_banger_proto_msgTypes[110]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -7222,7 +7425,7 @@ func (x *DoctorRequest) String() string {
 func (*DoctorRequest) ProtoMessage() {}
 
 func (x *DoctorRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_banger_v1_banger_proto_msgTypes[107]
+	mi := &file_banger_v1_banger_proto_msgTypes[110]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -7235,7 +7438,7 @@ func (x *DoctorRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use DoctorRequest.ProtoReflect.Descriptor instead.
 func (*DoctorRequest) Descriptor() ([]byte, []int) {
-	return file_banger_v1_banger_proto_rawDescGZIP(), []int{107}
+	return file_banger_v1_banger_proto_rawDescGZIP(), []int{110}
 }
 
 func (x *DoctorRequest) GetFix() bool {
@@ -7257,7 +7460,7 @@ type DoctorResponse struct {
 
 func (x *DoctorResponse) Reset() {
 	*x = DoctorResponse{}
-	mi := &file_banger_v1_banger_proto_msgTypes[108]
+	mi := &file_banger_v1_banger_proto_msgTypes[111]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -7269,7 +7472,7 @@ func (x *DoctorResponse) String() string {
 func (*DoctorResponse) ProtoMessage() {}
 
 func (x *DoctorResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_banger_v1_banger_proto_msgTypes[108]
+	mi := &file_banger_v1_banger_proto_msgTypes[111]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -7282,7 +7485,7 @@ func (x *DoctorResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use DoctorResponse.ProtoReflect.Descriptor instead.
 func (*DoctorResponse) Descriptor() ([]byte, []int) {
-	return file_banger_v1_banger_proto_rawDescGZIP(), []int{108}
+	return file_banger_v1_banger_proto_rawDescGZIP(), []int{111}
 }
 
 func (x *DoctorResponse) GetChecks() []*Check {
@@ -7330,7 +7533,7 @@ type Leftover struct {
 
 func (x *Leftover) Reset() {
 	*x = Leftover{}
-	mi := &file_banger_v1_banger_proto_msgTypes[109]
+	mi := &file_banger_v1_banger_proto_msgTypes[112]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -7342,7 +7545,7 @@ func (x *Leftover) String() string {
 func (*Leftover) ProtoMessage() {}
 
 func (x *Leftover) ProtoReflect() protoreflect.Message {
-	mi := &file_banger_v1_banger_proto_msgTypes[109]
+	mi := &file_banger_v1_banger_proto_msgTypes[112]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -7355,7 +7558,7 @@ func (x *Leftover) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Leftover.ProtoReflect.Descriptor instead.
 func (*Leftover) Descriptor() ([]byte, []int) {
-	return file_banger_v1_banger_proto_rawDescGZIP(), []int{109}
+	return file_banger_v1_banger_proto_rawDescGZIP(), []int{112}
 }
 
 func (x *Leftover) GetKind() string {
@@ -7427,7 +7630,7 @@ type Check struct {
 
 func (x *Check) Reset() {
 	*x = Check{}
-	mi := &file_banger_v1_banger_proto_msgTypes[110]
+	mi := &file_banger_v1_banger_proto_msgTypes[113]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -7439,7 +7642,7 @@ func (x *Check) String() string {
 func (*Check) ProtoMessage() {}
 
 func (x *Check) ProtoReflect() protoreflect.Message {
-	mi := &file_banger_v1_banger_proto_msgTypes[110]
+	mi := &file_banger_v1_banger_proto_msgTypes[113]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -7452,7 +7655,7 @@ func (x *Check) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Check.ProtoReflect.Descriptor instead.
 func (*Check) Descriptor() ([]byte, []int) {
-	return file_banger_v1_banger_proto_rawDescGZIP(), []int{110}
+	return file_banger_v1_banger_proto_rawDescGZIP(), []int{113}
 }
 
 func (x *Check) GetName() string {
@@ -7491,7 +7694,7 @@ type ShutdownRequest struct {
 
 func (x *ShutdownRequest) Reset() {
 	*x = ShutdownRequest{}
-	mi := &file_banger_v1_banger_proto_msgTypes[111]
+	mi := &file_banger_v1_banger_proto_msgTypes[114]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -7503,7 +7706,7 @@ func (x *ShutdownRequest) String() string {
 func (*ShutdownRequest) ProtoMessage() {}
 
 func (x *ShutdownRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_banger_v1_banger_proto_msgTypes[111]
+	mi := &file_banger_v1_banger_proto_msgTypes[114]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -7516,7 +7719,7 @@ func (x *ShutdownRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ShutdownRequest.ProtoReflect.Descriptor instead.
 func (*ShutdownRequest) Descriptor() ([]byte, []int) {
-	return file_banger_v1_banger_proto_rawDescGZIP(), []int{111}
+	return file_banger_v1_banger_proto_rawDescGZIP(), []int{114}
 }
 
 type ShutdownResponse struct {
@@ -7527,7 +7730,7 @@ type ShutdownResponse struct {
 
 func (x *ShutdownResponse) Reset() {
 	*x = ShutdownResponse{}
-	mi := &file_banger_v1_banger_proto_msgTypes[112]
+	mi := &file_banger_v1_banger_proto_msgTypes[115]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -7539,7 +7742,7 @@ func (x *ShutdownResponse) String() string {
 func (*ShutdownResponse) ProtoMessage() {}
 
 func (x *ShutdownResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_banger_v1_banger_proto_msgTypes[112]
+	mi := &file_banger_v1_banger_proto_msgTypes[115]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -7552,7 +7755,7 @@ func (x *ShutdownResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ShutdownResponse.ProtoReflect.Descriptor instead.
 func (*ShutdownResponse) Descriptor() ([]byte, []int) {
-	return file_banger_v1_banger_proto_rawDescGZIP(), []int{112}
+	return file_banger_v1_banger_proto_rawDescGZIP(), []int{115}
 }
 
 // WorkspaceSource says what of the host goes into a VM.
@@ -7570,7 +7773,7 @@ type WorkspaceSource struct {
 
 func (x *WorkspaceSource) Reset() {
 	*x = WorkspaceSource{}
-	mi := &file_banger_v1_banger_proto_msgTypes[113]
+	mi := &file_banger_v1_banger_proto_msgTypes[116]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -7582,7 +7785,7 @@ func (x *WorkspaceSource) String() string {
 func (*WorkspaceSource) ProtoMessage() {}
 
 func (x *WorkspaceSource) ProtoReflect() protoreflect.Message {
-	mi := &file_banger_v1_banger_proto_msgTypes[113]
+	mi := &file_banger_v1_banger_proto_msgTypes[116]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -7595,7 +7798,7 @@ func (x *WorkspaceSource) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use WorkspaceSource.ProtoReflect.Descriptor instead.
 func (*WorkspaceSource) Descriptor() ([]byte, []int) {
-	return file_banger_v1_banger_proto_rawDescGZIP(), []int{113}
+	return file_banger_v1_banger_proto_rawDescGZIP(), []int{116}
 }
 
 func (x *WorkspaceSource) GetPath() string {
@@ -7657,7 +7860,7 @@ type Workspace struct {
 
 func (x *Workspace) Reset() {
 	*x = Workspace{}
-	mi := &file_banger_v1_banger_proto_msgTypes[114]
+	mi := &file_banger_v1_banger_proto_msgTypes[117]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -7669,7 +7872,7 @@ func (x *Workspace) String() string {
 func (*Workspace) ProtoMessage() {}
 
 func (x *Workspace) ProtoReflect() protoreflect.Message {
-	mi := &file_banger_v1_banger_proto_msgTypes[114]
+	mi := &file_banger_v1_banger_proto_msgTypes[117]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -7682,7 +7885,7 @@ func (x *Workspace) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Workspace.ProtoReflect.Descriptor instead.
 func (*Workspace) Descriptor() ([]byte, []int) {
-	return file_banger_v1_banger_proto_rawDescGZIP(), []int{114}
+	return file_banger_v1_banger_proto_rawDescGZIP(), []int{117}
 }
 
 func (x *Workspace) GetVmId() string {
@@ -7751,7 +7954,7 @@ type PrepareWorkspaceRequest struct {
 
 func (x *PrepareWorkspaceRequest) Reset() {
 	*x = PrepareWorkspaceRequest{}
-	mi := &file_banger_v1_banger_proto_msgTypes[115]
+	mi := &file_banger_v1_banger_proto_msgTypes[118]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -7763,7 +7966,7 @@ func (x *PrepareWorkspaceRequest) String() string {
 func (*PrepareWorkspaceRequest) ProtoMessage() {}
 
 func (x *PrepareWorkspaceRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_banger_v1_banger_proto_msgTypes[115]
+	mi := &file_banger_v1_banger_proto_msgTypes[118]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -7776,7 +7979,7 @@ func (x *PrepareWorkspaceRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use PrepareWorkspaceRequest.ProtoReflect.Descriptor instead.
 func (*PrepareWorkspaceRequest) Descriptor() ([]byte, []int) {
-	return file_banger_v1_banger_proto_rawDescGZIP(), []int{115}
+	return file_banger_v1_banger_proto_rawDescGZIP(), []int{118}
 }
 
 func (x *PrepareWorkspaceRequest) GetVm() string {
@@ -7802,7 +8005,7 @@ type PlanWorkspaceRequest struct {
 
 func (x *PlanWorkspaceRequest) Reset() {
 	*x = PlanWorkspaceRequest{}
-	mi := &file_banger_v1_banger_proto_msgTypes[116]
+	mi := &file_banger_v1_banger_proto_msgTypes[119]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -7814,7 +8017,7 @@ func (x *PlanWorkspaceRequest) String() string {
 func (*PlanWorkspaceRequest) ProtoMessage() {}
 
 func (x *PlanWorkspaceRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_banger_v1_banger_proto_msgTypes[116]
+	mi := &file_banger_v1_banger_proto_msgTypes[119]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -7827,7 +8030,7 @@ func (x *PlanWorkspaceRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use PlanWorkspaceRequest.ProtoReflect.Descriptor instead.
 func (*PlanWorkspaceRequest) Descriptor() ([]byte, []int) {
-	return file_banger_v1_banger_proto_rawDescGZIP(), []int{116}
+	return file_banger_v1_banger_proto_rawDescGZIP(), []int{119}
 }
 
 func (x *PlanWorkspaceRequest) GetSource() *WorkspaceSource {
@@ -7850,7 +8053,7 @@ type PlanWorkspaceResponse struct {
 
 func (x *PlanWorkspaceResponse) Reset() {
 	*x = PlanWorkspaceResponse{}
-	mi := &file_banger_v1_banger_proto_msgTypes[117]
+	mi := &file_banger_v1_banger_proto_msgTypes[120]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -7862,7 +8065,7 @@ func (x *PlanWorkspaceResponse) String() string {
 func (*PlanWorkspaceResponse) ProtoMessage() {}
 
 func (x *PlanWorkspaceResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_banger_v1_banger_proto_msgTypes[117]
+	mi := &file_banger_v1_banger_proto_msgTypes[120]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -7875,7 +8078,7 @@ func (x *PlanWorkspaceResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use PlanWorkspaceResponse.ProtoReflect.Descriptor instead.
 func (*PlanWorkspaceResponse) Descriptor() ([]byte, []int) {
-	return file_banger_v1_banger_proto_rawDescGZIP(), []int{117}
+	return file_banger_v1_banger_proto_rawDescGZIP(), []int{120}
 }
 
 func (x *PlanWorkspaceResponse) GetGuestDir() string {
@@ -7924,7 +8127,7 @@ type WorkspaceFile struct {
 
 func (x *WorkspaceFile) Reset() {
 	*x = WorkspaceFile{}
-	mi := &file_banger_v1_banger_proto_msgTypes[118]
+	mi := &file_banger_v1_banger_proto_msgTypes[121]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -7936,7 +8139,7 @@ func (x *WorkspaceFile) String() string {
 func (*WorkspaceFile) ProtoMessage() {}
 
 func (x *WorkspaceFile) ProtoReflect() protoreflect.Message {
-	mi := &file_banger_v1_banger_proto_msgTypes[118]
+	mi := &file_banger_v1_banger_proto_msgTypes[121]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -7949,7 +8152,7 @@ func (x *WorkspaceFile) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use WorkspaceFile.ProtoReflect.Descriptor instead.
 func (*WorkspaceFile) Descriptor() ([]byte, []int) {
-	return file_banger_v1_banger_proto_rawDescGZIP(), []int{118}
+	return file_banger_v1_banger_proto_rawDescGZIP(), []int{121}
 }
 
 func (x *WorkspaceFile) GetPath() []byte {
@@ -7976,7 +8179,7 @@ type DiffWorkspaceRequest struct {
 
 func (x *DiffWorkspaceRequest) Reset() {
 	*x = DiffWorkspaceRequest{}
-	mi := &file_banger_v1_banger_proto_msgTypes[119]
+	mi := &file_banger_v1_banger_proto_msgTypes[122]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -7988,7 +8191,7 @@ func (x *DiffWorkspaceRequest) String() string {
 func (*DiffWorkspaceRequest) ProtoMessage() {}
 
 func (x *DiffWorkspaceRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_banger_v1_banger_proto_msgTypes[119]
+	mi := &file_banger_v1_banger_proto_msgTypes[122]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -8001,7 +8204,7 @@ func (x *DiffWorkspaceRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use DiffWorkspaceRequest.ProtoReflect.Descriptor instead.
 func (*DiffWorkspaceRequest) Descriptor() ([]byte, []int) {
-	return file_banger_v1_banger_proto_rawDescGZIP(), []int{119}
+	return file_banger_v1_banger_proto_rawDescGZIP(), []int{122}
 }
 
 func (x *DiffWorkspaceRequest) GetVm() string {
@@ -8032,7 +8235,7 @@ type DiffWorkspaceResponse struct {
 
 func (x *DiffWorkspaceResponse) Reset() {
 	*x = DiffWorkspaceResponse{}
-	mi := &file_banger_v1_banger_proto_msgTypes[120]
+	mi := &file_banger_v1_banger_proto_msgTypes[123]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -8044,7 +8247,7 @@ func (x *DiffWorkspaceResponse) String() string {
 func (*DiffWorkspaceResponse) ProtoMessage() {}
 
 func (x *DiffWorkspaceResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_banger_v1_banger_proto_msgTypes[120]
+	mi := &file_banger_v1_banger_proto_msgTypes[123]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -8057,7 +8260,7 @@ func (x *DiffWorkspaceResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use DiffWorkspaceResponse.ProtoReflect.Descriptor instead.
 func (*DiffWorkspaceResponse) Descriptor() ([]byte, []int) {
-	return file_banger_v1_banger_proto_rawDescGZIP(), []int{120}
+	return file_banger_v1_banger_proto_rawDescGZIP(), []int{123}
 }
 
 func (x *DiffWorkspaceResponse) GetKind() isDiffWorkspaceResponse_Kind {
@@ -8127,7 +8330,7 @@ type ExportWorkspaceRequest struct {
 
 func (x *ExportWorkspaceRequest) Reset() {
 	*x = ExportWorkspaceRequest{}
-	mi := &file_banger_v1_banger_proto_msgTypes[121]
+	mi := &file_banger_v1_banger_proto_msgTypes[124]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -8139,7 +8342,7 @@ func (x *ExportWorkspaceRequest) String() string {
 func (*ExportWorkspaceRequest) ProtoMessage() {}
 
 func (x *ExportWorkspaceRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_banger_v1_banger_proto_msgTypes[121]
+	mi := &file_banger_v1_banger_proto_msgTypes[124]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -8152,7 +8355,7 @@ func (x *ExportWorkspaceRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ExportWorkspaceRequest.ProtoReflect.Descriptor instead.
 func (*ExportWorkspaceRequest) Descriptor() ([]byte, []int) {
-	return file_banger_v1_banger_proto_rawDescGZIP(), []int{121}
+	return file_banger_v1_banger_proto_rawDescGZIP(), []int{124}
 }
 
 func (x *ExportWorkspaceRequest) GetVm() string {
@@ -8188,7 +8391,7 @@ type WorkspaceBranch struct {
 
 func (x *WorkspaceBranch) Reset() {
 	*x = WorkspaceBranch{}
-	mi := &file_banger_v1_banger_proto_msgTypes[122]
+	mi := &file_banger_v1_banger_proto_msgTypes[125]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -8200,7 +8403,7 @@ func (x *WorkspaceBranch) String() string {
 func (*WorkspaceBranch) ProtoMessage() {}
 
 func (x *WorkspaceBranch) ProtoReflect() protoreflect.Message {
-	mi := &file_banger_v1_banger_proto_msgTypes[122]
+	mi := &file_banger_v1_banger_proto_msgTypes[125]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -8213,7 +8416,7 @@ func (x *WorkspaceBranch) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use WorkspaceBranch.ProtoReflect.Descriptor instead.
 func (*WorkspaceBranch) Descriptor() ([]byte, []int) {
-	return file_banger_v1_banger_proto_rawDescGZIP(), []int{122}
+	return file_banger_v1_banger_proto_rawDescGZIP(), []int{125}
 }
 
 func (x *WorkspaceBranch) GetRef() string {
@@ -8247,7 +8450,7 @@ type ApplyWorkspaceRequest struct {
 
 func (x *ApplyWorkspaceRequest) Reset() {
 	*x = ApplyWorkspaceRequest{}
-	mi := &file_banger_v1_banger_proto_msgTypes[123]
+	mi := &file_banger_v1_banger_proto_msgTypes[126]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -8259,7 +8462,7 @@ func (x *ApplyWorkspaceRequest) String() string {
 func (*ApplyWorkspaceRequest) ProtoMessage() {}
 
 func (x *ApplyWorkspaceRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_banger_v1_banger_proto_msgTypes[123]
+	mi := &file_banger_v1_banger_proto_msgTypes[126]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -8272,7 +8475,7 @@ func (x *ApplyWorkspaceRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ApplyWorkspaceRequest.ProtoReflect.Descriptor instead.
 func (*ApplyWorkspaceRequest) Descriptor() ([]byte, []int) {
-	return file_banger_v1_banger_proto_rawDescGZIP(), []int{123}
+	return file_banger_v1_banger_proto_rawDescGZIP(), []int{126}
 }
 
 func (x *ApplyWorkspaceRequest) GetVm() string {
@@ -8300,7 +8503,7 @@ type WorkspaceMerge struct {
 
 func (x *WorkspaceMerge) Reset() {
 	*x = WorkspaceMerge{}
-	mi := &file_banger_v1_banger_proto_msgTypes[124]
+	mi := &file_banger_v1_banger_proto_msgTypes[127]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -8312,7 +8515,7 @@ func (x *WorkspaceMerge) String() string {
 func (*WorkspaceMerge) ProtoMessage() {}
 
 func (x *WorkspaceMerge) ProtoReflect() protoreflect.Message {
-	mi := &file_banger_v1_banger_proto_msgTypes[124]
+	mi := &file_banger_v1_banger_proto_msgTypes[127]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -8325,7 +8528,7 @@ func (x *WorkspaceMerge) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use WorkspaceMerge.ProtoReflect.Descriptor instead.
 func (*WorkspaceMerge) Descriptor() ([]byte, []int) {
-	return file_banger_v1_banger_proto_rawDescGZIP(), []int{124}
+	return file_banger_v1_banger_proto_rawDescGZIP(), []int{127}
 }
 
 func (x *WorkspaceMerge) GetChanged() [][]byte {
@@ -8351,7 +8554,7 @@ type GetWorkspaceRequest struct {
 
 func (x *GetWorkspaceRequest) Reset() {
 	*x = GetWorkspaceRequest{}
-	mi := &file_banger_v1_banger_proto_msgTypes[125]
+	mi := &file_banger_v1_banger_proto_msgTypes[128]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -8363,7 +8566,7 @@ func (x *GetWorkspaceRequest) String() string {
 func (*GetWorkspaceRequest) ProtoMessage() {}
 
 func (x *GetWorkspaceRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_banger_v1_banger_proto_msgTypes[125]
+	mi := &file_banger_v1_banger_proto_msgTypes[128]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -8376,7 +8579,7 @@ func (x *GetWorkspaceRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use GetWorkspaceRequest.ProtoReflect.Descriptor instead.
 func (*GetWorkspaceRequest) Descriptor() ([]byte, []int) {
-	return file_banger_v1_banger_proto_rawDescGZIP(), []int{125}
+	return file_banger_v1_banger_proto_rawDescGZIP(), []int{128}
 }
 
 func (x *GetWorkspaceRequest) GetVm() string {
@@ -8395,7 +8598,7 @@ type GetWorkspaceResponse struct {
 
 func (x *GetWorkspaceResponse) Reset() {
 	*x = GetWorkspaceResponse{}
-	mi := &file_banger_v1_banger_proto_msgTypes[126]
+	mi := &file_banger_v1_banger_proto_msgTypes[129]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -8407,7 +8610,7 @@ func (x *GetWorkspaceResponse) String() string {
 func (*GetWorkspaceResponse) ProtoMessage() {}
 
 func (x *GetWorkspaceResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_banger_v1_banger_proto_msgTypes[126]
+	mi := &file_banger_v1_banger_proto_msgTypes[129]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -8420,7 +8623,7 @@ func (x *GetWorkspaceResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use GetWorkspaceResponse.ProtoReflect.Descriptor instead.
 func (*GetWorkspaceResponse) Descriptor() ([]byte, []int) {
-	return file_banger_v1_banger_proto_rawDescGZIP(), []int{126}
+	return file_banger_v1_banger_proto_rawDescGZIP(), []int{129}
 }
 
 func (x *GetWorkspaceResponse) GetWorkspace() *Workspace {
@@ -8704,7 +8907,19 @@ const file_banger_v1_banger_proto_rawDesc = "" +
 	"\tconnected\x18\x01 \x01(\bH\x00R\tconnected\x12\x14\n" +
 	"\x04data\x18\x02 \x01(\fH\x00R\x04data\x12\x12\n" +
 	"\x03end\x18\x03 \x01(\bH\x00R\x03endB\x06\n" +
-	"\x04kind\"u\n" +
+	"\x04kind\"g\n" +
+	"\rListenRequest\x12\x0e\n" +
+	"\x02vm\x18\x01 \x01(\tR\x02vm\x12\x18\n" +
+	"\anetwork\x18\x02 \x01(\tR\anetwork\x12\x18\n" +
+	"\aaddress\x18\x03 \x01(\tR\aaddress\x12\x12\n" +
+	"\x04user\x18\x04 \x01(\tR\x04user\"u\n" +
+	"\x0eListenResponse\x12\x1e\n" +
+	"\tlistening\x18\x01 \x01(\tH\x00R\tlistening\x12;\n" +
+	"\baccepted\x18\x02 \x01(\v2\x1d.banger.v1.AcceptedConnectionH\x00R\bacceptedB\x06\n" +
+	"\x04kind\"@\n" +
+	"\x12AcceptedConnection\x12\x16\n" +
+	"\x06number\x18\x01 \x01(\tR\x06number\x12\x12\n" +
+	"\x04from\x18\x02 \x01(\tR\x04from\"u\n" +
 	"\x0fPutFilesRequest\x120\n" +
 	"\x05start\x18\x01 \x01(\v2\x18.banger.v1.PutFilesStartH\x00R\x05start\x12\x14\n" +
 	"\x04data\x18\x02 \x01(\fH\x00R\x04data\x12\x12\n" +
@@ -9055,7 +9270,7 @@ const file_banger_v1_banger_proto_rawDesc = "" +
 	"\x13GetWorkspaceRequest\x12\x0e\n" +
 	"\x02vm\x18\x01 \x01(\tR\x02vm\"J\n" +
 	"\x14GetWorkspaceResponse\x122\n" +
-	"\tworkspace\x18\x01 \x01(\v2\x14.banger.v1.WorkspaceR\tworkspace2\xa5\n" +
+	"\tworkspace\x18\x01 \x01(\v2\x14.banger.v1.WorkspaceR\tworkspace2\xe6\n" +
 	"\n" +
 	"\tVMService\x12>\n" +
 	"\x03Run\x12\x18.banger.v1.AttachRequest\x1a\x19.banger.v1.AttachResponse(\x010\x01\x12?\n" +
@@ -9073,7 +9288,8 @@ const file_banger_v1_banger_proto_rawDesc = "" +
 	"\x04Wait\x12\x16.banger.v1.WaitRequest\x1a\x17.banger.v1.WaitResponse\x12=\n" +
 	"\x06Health\x12\x18.banger.v1.HealthRequest\x1a\x19.banger.v1.HealthResponse\x12<\n" +
 	"\x05Stats\x12\x17.banger.v1.StatsRequest\x1a\x18.banger.v1.StatsResponse0\x01\x12;\n" +
-	"\x04Dial\x12\x16.banger.v1.DialRequest\x1a\x17.banger.v1.DialResponse(\x010\x01\x12E\n" +
+	"\x04Dial\x12\x16.banger.v1.DialRequest\x1a\x17.banger.v1.DialResponse(\x010\x01\x12?\n" +
+	"\x06Listen\x12\x18.banger.v1.ListenRequest\x1a\x19.banger.v1.ListenResponse0\x01\x12E\n" +
 	"\bPutFiles\x12\x1a.banger.v1.PutFilesRequest\x1a\x1b.banger.v1.PutFilesResponse(\x01\x12E\n" +
 	"\bGetFiles\x12\x1a.banger.v1.GetFilesRequest\x1a\x1b.banger.v1.GetFilesResponse0\x01\x12:\n" +
 	"\x05Ports\x12\x17.banger.v1.PortsRequest\x1a\x18.banger.v1.PortsResponse\x127\n" +
@@ -9139,7 +9355,7 @@ func file_banger_v1_banger_proto_rawDescGZIP() []byte {
 	return file_banger_v1_banger_proto_rawDescData
 }
 
-var file_banger_v1_banger_proto_msgTypes = make([]protoimpl.MessageInfo, 133)
+var file_banger_v1_banger_proto_msgTypes = make([]protoimpl.MessageInfo, 136)
 var file_banger_v1_banger_proto_goTypes = []any{
 	(*ErrorDetail)(nil),             // 0: banger.v1.ErrorDetail
 	(*Progress)(nil),                // 1: banger.v1.Progress
@@ -9187,309 +9403,315 @@ var file_banger_v1_banger_proto_goTypes = []any{
 	(*DialRequest)(nil),             // 43: banger.v1.DialRequest
 	(*DialStart)(nil),               // 44: banger.v1.DialStart
 	(*DialResponse)(nil),            // 45: banger.v1.DialResponse
-	(*PutFilesRequest)(nil),         // 46: banger.v1.PutFilesRequest
-	(*PutFilesStart)(nil),           // 47: banger.v1.PutFilesStart
-	(*PutFilesResponse)(nil),        // 48: banger.v1.PutFilesResponse
-	(*GetFilesRequest)(nil),         // 49: banger.v1.GetFilesRequest
-	(*GetFilesResponse)(nil),        // 50: banger.v1.GetFilesResponse
-	(*Port)(nil),                    // 51: banger.v1.Port
-	(*Operation)(nil),               // 52: banger.v1.Operation
-	(*OperationStage)(nil),          // 53: banger.v1.OperationStage
-	(*ListOperationsRequest)(nil),   // 54: banger.v1.ListOperationsRequest
-	(*ListOperationsResponse)(nil),  // 55: banger.v1.ListOperationsResponse
-	(*WatchOperationRequest)(nil),   // 56: banger.v1.WatchOperationRequest
-	(*CancelOperationRequest)(nil),  // 57: banger.v1.CancelOperationRequest
-	(*CancelOperationResponse)(nil), // 58: banger.v1.CancelOperationResponse
-	(*EventsRequest)(nil),           // 59: banger.v1.EventsRequest
-	(*JournalEvent)(nil),            // 60: banger.v1.JournalEvent
-	(*ListRequest)(nil),             // 61: banger.v1.ListRequest
-	(*ListResponse)(nil),            // 62: banger.v1.ListResponse
-	(*GetRequest)(nil),              // 63: banger.v1.GetRequest
-	(*GetResponse)(nil),             // 64: banger.v1.GetResponse
-	(*LogsRequest)(nil),             // 65: banger.v1.LogsRequest
-	(*LogsResponse)(nil),            // 66: banger.v1.LogsResponse
-	(*ExecSpec)(nil),                // 67: banger.v1.ExecSpec
-	(*WindowSize)(nil),              // 68: banger.v1.WindowSize
-	(*AttachRequest)(nil),           // 69: banger.v1.AttachRequest
-	(*AttachStart)(nil),             // 70: banger.v1.AttachStart
-	(*AttachResponse)(nil),          // 71: banger.v1.AttachResponse
-	(*ExitStatus)(nil),              // 72: banger.v1.ExitStatus
-	(*ConsoleRequest)(nil),          // 73: banger.v1.ConsoleRequest
-	(*ConsoleResponse)(nil),         // 74: banger.v1.ConsoleResponse
-	(*Image)(nil),                   // 75: banger.v1.Image
-	(*ImageConfig)(nil),             // 76: banger.v1.ImageConfig
-	(*GetImageRequest)(nil),         // 77: banger.v1.GetImageRequest
-	(*GetImageResponse)(nil),        // 78: banger.v1.GetImageResponse
-	(*ImportImageRequest)(nil),      // 79: banger.v1.ImportImageRequest
-	(*ImportImageStart)(nil),        // 80: banger.v1.ImportImageStart
-	(*RegisterImageRequest)(nil),    // 81: banger.v1.RegisterImageRequest
-	(*DeleteImageRequest)(nil),      // 82: banger.v1.DeleteImageRequest
-	(*DeleteImageResponse)(nil),     // 83: banger.v1.DeleteImageResponse
-	(*PruneImagesRequest)(nil),      // 84: banger.v1.PruneImagesRequest
-	(*PruneImagesResponse)(nil),     // 85: banger.v1.PruneImagesResponse
-	(*PrunedItem)(nil),              // 86: banger.v1.PrunedItem
-	(*ListImagesRequest)(nil),       // 87: banger.v1.ListImagesRequest
-	(*ListImagesResponse)(nil),      // 88: banger.v1.ListImagesResponse
-	(*PromoteImageRequest)(nil),     // 89: banger.v1.PromoteImageRequest
-	(*ExportImageRequest)(nil),      // 90: banger.v1.ExportImageRequest
-	(*ExportImageResponse)(nil),     // 91: banger.v1.ExportImageResponse
-	(*PushImageRequest)(nil),        // 92: banger.v1.PushImageRequest
-	(*PullImageRequest)(nil),        // 93: banger.v1.PullImageRequest
-	(*Kernel)(nil),                  // 94: banger.v1.Kernel
-	(*KernelFeature)(nil),           // 95: banger.v1.KernelFeature
-	(*KernelFitness)(nil),           // 96: banger.v1.KernelFitness
-	(*ListKernelsRequest)(nil),      // 97: banger.v1.ListKernelsRequest
-	(*GetKernelRequest)(nil),        // 98: banger.v1.GetKernelRequest
-	(*GetKernelResponse)(nil),       // 99: banger.v1.GetKernelResponse
-	(*PullKernelRequest)(nil),       // 100: banger.v1.PullKernelRequest
-	(*ImportKernelRequest)(nil),     // 101: banger.v1.ImportKernelRequest
-	(*DeleteKernelRequest)(nil),     // 102: banger.v1.DeleteKernelRequest
-	(*DeleteKernelResponse)(nil),    // 103: banger.v1.DeleteKernelResponse
-	(*ListKernelsResponse)(nil),     // 104: banger.v1.ListKernelsResponse
-	(*StatusRequest)(nil),           // 105: banger.v1.StatusRequest
-	(*StatusResponse)(nil),          // 106: banger.v1.StatusResponse
-	(*DoctorRequest)(nil),           // 107: banger.v1.DoctorRequest
-	(*DoctorResponse)(nil),          // 108: banger.v1.DoctorResponse
-	(*Leftover)(nil),                // 109: banger.v1.Leftover
-	(*Check)(nil),                   // 110: banger.v1.Check
-	(*ShutdownRequest)(nil),         // 111: banger.v1.ShutdownRequest
-	(*ShutdownResponse)(nil),        // 112: banger.v1.ShutdownResponse
-	(*WorkspaceSource)(nil),         // 113: banger.v1.WorkspaceSource
-	(*Workspace)(nil),               // 114: banger.v1.Workspace
-	(*PrepareWorkspaceRequest)(nil), // 115: banger.v1.PrepareWorkspaceRequest
-	(*PlanWorkspaceRequest)(nil),    // 116: banger.v1.PlanWorkspaceRequest
-	(*PlanWorkspaceResponse)(nil),   // 117: banger.v1.PlanWorkspaceResponse
-	(*WorkspaceFile)(nil),           // 118: banger.v1.WorkspaceFile
-	(*DiffWorkspaceRequest)(nil),    // 119: banger.v1.DiffWorkspaceRequest
-	(*DiffWorkspaceResponse)(nil),   // 120: banger.v1.DiffWorkspaceResponse
-	(*ExportWorkspaceRequest)(nil),  // 121: banger.v1.ExportWorkspaceRequest
-	(*WorkspaceBranch)(nil),         // 122: banger.v1.WorkspaceBranch
-	(*ApplyWorkspaceRequest)(nil),   // 123: banger.v1.ApplyWorkspaceRequest
-	(*WorkspaceMerge)(nil),          // 124: banger.v1.WorkspaceMerge
-	(*GetWorkspaceRequest)(nil),     // 125: banger.v1.GetWorkspaceRequest
-	(*GetWorkspaceResponse)(nil),    // 126: banger.v1.GetWorkspaceResponse
-	nil,                             // 127: banger.v1.Spec.EnvEntry
-	nil,                             // 128: banger.v1.Spec.LabelsEntry
-	nil,                             // 129: banger.v1.ForkRequest.LabelsEntry
-	nil,                             // 130: banger.v1.SetRequest.LabelsEntry
-	nil,                             // 131: banger.v1.ImageConfig.LabelsEntry
-	nil,                             // 132: banger.v1.DoctorResponse.DefaultSourcesEntry
-	(*durationpb.Duration)(nil),     // 133: google.protobuf.Duration
-	(*timestamppb.Timestamp)(nil),   // 134: google.protobuf.Timestamp
+	(*ListenRequest)(nil),           // 46: banger.v1.ListenRequest
+	(*ListenResponse)(nil),          // 47: banger.v1.ListenResponse
+	(*AcceptedConnection)(nil),      // 48: banger.v1.AcceptedConnection
+	(*PutFilesRequest)(nil),         // 49: banger.v1.PutFilesRequest
+	(*PutFilesStart)(nil),           // 50: banger.v1.PutFilesStart
+	(*PutFilesResponse)(nil),        // 51: banger.v1.PutFilesResponse
+	(*GetFilesRequest)(nil),         // 52: banger.v1.GetFilesRequest
+	(*GetFilesResponse)(nil),        // 53: banger.v1.GetFilesResponse
+	(*Port)(nil),                    // 54: banger.v1.Port
+	(*Operation)(nil),               // 55: banger.v1.Operation
+	(*OperationStage)(nil),          // 56: banger.v1.OperationStage
+	(*ListOperationsRequest)(nil),   // 57: banger.v1.ListOperationsRequest
+	(*ListOperationsResponse)(nil),  // 58: banger.v1.ListOperationsResponse
+	(*WatchOperationRequest)(nil),   // 59: banger.v1.WatchOperationRequest
+	(*CancelOperationRequest)(nil),  // 60: banger.v1.CancelOperationRequest
+	(*CancelOperationResponse)(nil), // 61: banger.v1.CancelOperationResponse
+	(*EventsRequest)(nil),           // 62: banger.v1.EventsRequest
+	(*JournalEvent)(nil),            // 63: banger.v1.JournalEvent
+	(*ListRequest)(nil),             // 64: banger.v1.ListRequest
+	(*ListResponse)(nil),            // 65: banger.v1.ListResponse
+	(*GetRequest)(nil),              // 66: banger.v1.GetRequest
+	(*GetResponse)(nil),             // 67: banger.v1.GetResponse
+	(*LogsRequest)(nil),             // 68: banger.v1.LogsRequest
+	(*LogsResponse)(nil),            // 69: banger.v1.LogsResponse
+	(*ExecSpec)(nil),                // 70: banger.v1.ExecSpec
+	(*WindowSize)(nil),              // 71: banger.v1.WindowSize
+	(*AttachRequest)(nil),           // 72: banger.v1.AttachRequest
+	(*AttachStart)(nil),             // 73: banger.v1.AttachStart
+	(*AttachResponse)(nil),          // 74: banger.v1.AttachResponse
+	(*ExitStatus)(nil),              // 75: banger.v1.ExitStatus
+	(*ConsoleRequest)(nil),          // 76: banger.v1.ConsoleRequest
+	(*ConsoleResponse)(nil),         // 77: banger.v1.ConsoleResponse
+	(*Image)(nil),                   // 78: banger.v1.Image
+	(*ImageConfig)(nil),             // 79: banger.v1.ImageConfig
+	(*GetImageRequest)(nil),         // 80: banger.v1.GetImageRequest
+	(*GetImageResponse)(nil),        // 81: banger.v1.GetImageResponse
+	(*ImportImageRequest)(nil),      // 82: banger.v1.ImportImageRequest
+	(*ImportImageStart)(nil),        // 83: banger.v1.ImportImageStart
+	(*RegisterImageRequest)(nil),    // 84: banger.v1.RegisterImageRequest
+	(*DeleteImageRequest)(nil),      // 85: banger.v1.DeleteImageRequest
+	(*DeleteImageResponse)(nil),     // 86: banger.v1.DeleteImageResponse
+	(*PruneImagesRequest)(nil),      // 87: banger.v1.PruneImagesRequest
+	(*PruneImagesResponse)(nil),     // 88: banger.v1.PruneImagesResponse
+	(*PrunedItem)(nil),              // 89: banger.v1.PrunedItem
+	(*ListImagesRequest)(nil),       // 90: banger.v1.ListImagesRequest
+	(*ListImagesResponse)(nil),      // 91: banger.v1.ListImagesResponse
+	(*PromoteImageRequest)(nil),     // 92: banger.v1.PromoteImageRequest
+	(*ExportImageRequest)(nil),      // 93: banger.v1.ExportImageRequest
+	(*ExportImageResponse)(nil),     // 94: banger.v1.ExportImageResponse
+	(*PushImageRequest)(nil),        // 95: banger.v1.PushImageRequest
+	(*PullImageRequest)(nil),        // 96: banger.v1.PullImageRequest
+	(*Kernel)(nil),                  // 97: banger.v1.Kernel
+	(*KernelFeature)(nil),           // 98: banger.v1.KernelFeature
+	(*KernelFitness)(nil),           // 99: banger.v1.KernelFitness
+	(*ListKernelsRequest)(nil),      // 100: banger.v1.ListKernelsRequest
+	(*GetKernelRequest)(nil),        // 101: banger.v1.GetKernelRequest
+	(*GetKernelResponse)(nil),       // 102: banger.v1.GetKernelResponse
+	(*PullKernelRequest)(nil),       // 103: banger.v1.PullKernelRequest
+	(*ImportKernelRequest)(nil),     // 104: banger.v1.ImportKernelRequest
+	(*DeleteKernelRequest)(nil),     // 105: banger.v1.DeleteKernelRequest
+	(*DeleteKernelResponse)(nil),    // 106: banger.v1.DeleteKernelResponse
+	(*ListKernelsResponse)(nil),     // 107: banger.v1.ListKernelsResponse
+	(*StatusRequest)(nil),           // 108: banger.v1.StatusRequest
+	(*StatusResponse)(nil),          // 109: banger.v1.StatusResponse
+	(*DoctorRequest)(nil),           // 110: banger.v1.DoctorRequest
+	(*DoctorResponse)(nil),          // 111: banger.v1.DoctorResponse
+	(*Leftover)(nil),                // 112: banger.v1.Leftover
+	(*Check)(nil),                   // 113: banger.v1.Check
+	(*ShutdownRequest)(nil),         // 114: banger.v1.ShutdownRequest
+	(*ShutdownResponse)(nil),        // 115: banger.v1.ShutdownResponse
+	(*WorkspaceSource)(nil),         // 116: banger.v1.WorkspaceSource
+	(*Workspace)(nil),               // 117: banger.v1.Workspace
+	(*PrepareWorkspaceRequest)(nil), // 118: banger.v1.PrepareWorkspaceRequest
+	(*PlanWorkspaceRequest)(nil),    // 119: banger.v1.PlanWorkspaceRequest
+	(*PlanWorkspaceResponse)(nil),   // 120: banger.v1.PlanWorkspaceResponse
+	(*WorkspaceFile)(nil),           // 121: banger.v1.WorkspaceFile
+	(*DiffWorkspaceRequest)(nil),    // 122: banger.v1.DiffWorkspaceRequest
+	(*DiffWorkspaceResponse)(nil),   // 123: banger.v1.DiffWorkspaceResponse
+	(*ExportWorkspaceRequest)(nil),  // 124: banger.v1.ExportWorkspaceRequest
+	(*WorkspaceBranch)(nil),         // 125: banger.v1.WorkspaceBranch
+	(*ApplyWorkspaceRequest)(nil),   // 126: banger.v1.ApplyWorkspaceRequest
+	(*WorkspaceMerge)(nil),          // 127: banger.v1.WorkspaceMerge
+	(*GetWorkspaceRequest)(nil),     // 128: banger.v1.GetWorkspaceRequest
+	(*GetWorkspaceResponse)(nil),    // 129: banger.v1.GetWorkspaceResponse
+	nil,                             // 130: banger.v1.Spec.EnvEntry
+	nil,                             // 131: banger.v1.Spec.LabelsEntry
+	nil,                             // 132: banger.v1.ForkRequest.LabelsEntry
+	nil,                             // 133: banger.v1.SetRequest.LabelsEntry
+	nil,                             // 134: banger.v1.ImageConfig.LabelsEntry
+	nil,                             // 135: banger.v1.DoctorResponse.DefaultSourcesEntry
+	(*durationpb.Duration)(nil),     // 136: google.protobuf.Duration
+	(*timestamppb.Timestamp)(nil),   // 137: google.protobuf.Timestamp
 }
 var file_banger_v1_banger_proto_depIdxs = []int32{
-	133, // 0: banger.v1.Progress.elapsed:type_name -> google.protobuf.Duration
+	136, // 0: banger.v1.Progress.elapsed:type_name -> google.protobuf.Duration
 	1,   // 1: banger.v1.Event.progress:type_name -> banger.v1.Progress
 	3,   // 2: banger.v1.Event.vm:type_name -> banger.v1.VM
-	75,  // 3: banger.v1.Event.image:type_name -> banger.v1.Image
-	94,  // 4: banger.v1.Event.kernel:type_name -> banger.v1.Kernel
+	78,  // 3: banger.v1.Event.image:type_name -> banger.v1.Image
+	97,  // 4: banger.v1.Event.kernel:type_name -> banger.v1.Kernel
 	11,  // 5: banger.v1.Event.snapshot:type_name -> banger.v1.Snapshot
 	18,  // 6: banger.v1.Event.template:type_name -> banger.v1.Template
 	10,  // 7: banger.v1.Event.forks:type_name -> banger.v1.ForkResult
-	114, // 8: banger.v1.Event.workspace:type_name -> banger.v1.Workspace
-	122, // 9: banger.v1.Event.branch:type_name -> banger.v1.WorkspaceBranch
-	124, // 10: banger.v1.Event.merge:type_name -> banger.v1.WorkspaceMerge
+	117, // 8: banger.v1.Event.workspace:type_name -> banger.v1.Workspace
+	125, // 9: banger.v1.Event.branch:type_name -> banger.v1.WorkspaceBranch
+	127, // 10: banger.v1.Event.merge:type_name -> banger.v1.WorkspaceMerge
 	7,   // 11: banger.v1.VM.spec:type_name -> banger.v1.Spec
-	134, // 12: banger.v1.VM.created_at:type_name -> google.protobuf.Timestamp
-	134, // 13: banger.v1.VM.changed_at:type_name -> google.protobuf.Timestamp
+	137, // 12: banger.v1.VM.created_at:type_name -> google.protobuf.Timestamp
+	137, // 13: banger.v1.VM.changed_at:type_name -> google.protobuf.Timestamp
 	6,   // 14: banger.v1.VM.start_stages:type_name -> banger.v1.Stage
 	5,   // 15: banger.v1.VM.main:type_name -> banger.v1.Process
 	4,   // 16: banger.v1.VM.published:type_name -> banger.v1.PublishedPort
-	133, // 17: banger.v1.Stage.elapsed:type_name -> google.protobuf.Duration
-	127, // 18: banger.v1.Spec.env:type_name -> banger.v1.Spec.EnvEntry
-	128, // 19: banger.v1.Spec.labels:type_name -> banger.v1.Spec.LabelsEntry
-	133, // 20: banger.v1.Spec.ttl:type_name -> google.protobuf.Duration
-	133, // 21: banger.v1.Spec.idle_timeout:type_name -> google.protobuf.Duration
-	133, // 22: banger.v1.Spec.auto_suspend:type_name -> google.protobuf.Duration
+	136, // 17: banger.v1.Stage.elapsed:type_name -> google.protobuf.Duration
+	130, // 18: banger.v1.Spec.env:type_name -> banger.v1.Spec.EnvEntry
+	131, // 19: banger.v1.Spec.labels:type_name -> banger.v1.Spec.LabelsEntry
+	136, // 20: banger.v1.Spec.ttl:type_name -> google.protobuf.Duration
+	136, // 21: banger.v1.Spec.idle_timeout:type_name -> google.protobuf.Duration
+	136, // 22: banger.v1.Spec.auto_suspend:type_name -> google.protobuf.Duration
 	7,   // 23: banger.v1.CreateRequest.spec:type_name -> banger.v1.Spec
 	5,   // 24: banger.v1.CreateRequest.main:type_name -> banger.v1.Process
-	113, // 25: banger.v1.CreateRequest.workspace:type_name -> banger.v1.WorkspaceSource
-	129, // 26: banger.v1.ForkRequest.labels:type_name -> banger.v1.ForkRequest.LabelsEntry
+	116, // 25: banger.v1.CreateRequest.workspace:type_name -> banger.v1.WorkspaceSource
+	132, // 26: banger.v1.ForkRequest.labels:type_name -> banger.v1.ForkRequest.LabelsEntry
 	3,   // 27: banger.v1.ForkResult.vms:type_name -> banger.v1.VM
-	134, // 28: banger.v1.Snapshot.created_at:type_name -> google.protobuf.Timestamp
+	137, // 28: banger.v1.Snapshot.created_at:type_name -> google.protobuf.Timestamp
 	11,  // 29: banger.v1.ListSnapshotsResponse.snapshots:type_name -> banger.v1.Snapshot
-	134, // 30: banger.v1.Template.created_at:type_name -> google.protobuf.Timestamp
-	134, // 31: banger.v1.Template.last_used_at:type_name -> google.protobuf.Timestamp
+	137, // 30: banger.v1.Template.created_at:type_name -> google.protobuf.Timestamp
+	137, // 31: banger.v1.Template.last_used_at:type_name -> google.protobuf.Timestamp
 	18,  // 32: banger.v1.ListTemplatesResponse.templates:type_name -> banger.v1.Template
 	7,   // 33: banger.v1.BuildTemplateRequest.spec:type_name -> banger.v1.Spec
-	133, // 34: banger.v1.StopRequest.timeout:type_name -> google.protobuf.Duration
-	133, // 35: banger.v1.RestartRequest.timeout:type_name -> google.protobuf.Duration
-	130, // 36: banger.v1.SetRequest.labels:type_name -> banger.v1.SetRequest.LabelsEntry
-	133, // 37: banger.v1.SetRequest.ttl:type_name -> google.protobuf.Duration
-	133, // 38: banger.v1.SetRequest.idle_timeout:type_name -> google.protobuf.Duration
+	136, // 34: banger.v1.StopRequest.timeout:type_name -> google.protobuf.Duration
+	136, // 35: banger.v1.RestartRequest.timeout:type_name -> google.protobuf.Duration
+	133, // 36: banger.v1.SetRequest.labels:type_name -> banger.v1.SetRequest.LabelsEntry
+	136, // 37: banger.v1.SetRequest.ttl:type_name -> google.protobuf.Duration
+	136, // 38: banger.v1.SetRequest.idle_timeout:type_name -> google.protobuf.Duration
 	3,   // 39: banger.v1.SetResponse.vm:type_name -> banger.v1.VM
 	33,  // 40: banger.v1.SetResponse.results:type_name -> banger.v1.SetResult
 	3,   // 41: banger.v1.WaitResponse.vm:type_name -> banger.v1.VM
-	110, // 42: banger.v1.HealthResponse.checks:type_name -> banger.v1.Check
+	113, // 42: banger.v1.HealthResponse.checks:type_name -> banger.v1.Check
 	40,  // 43: banger.v1.StatsResponse.sample:type_name -> banger.v1.Sample
-	134, // 44: banger.v1.Sample.at:type_name -> google.protobuf.Timestamp
-	133, // 45: banger.v1.Sample.vmm_cpu:type_name -> google.protobuf.Duration
-	133, // 46: banger.v1.Sample.guest_cpu:type_name -> google.protobuf.Duration
-	51,  // 47: banger.v1.PortsResponse.ports:type_name -> banger.v1.Port
+	137, // 44: banger.v1.Sample.at:type_name -> google.protobuf.Timestamp
+	136, // 45: banger.v1.Sample.vmm_cpu:type_name -> google.protobuf.Duration
+	136, // 46: banger.v1.Sample.guest_cpu:type_name -> google.protobuf.Duration
+	54,  // 47: banger.v1.PortsResponse.ports:type_name -> banger.v1.Port
 	44,  // 48: banger.v1.DialRequest.start:type_name -> banger.v1.DialStart
-	47,  // 49: banger.v1.PutFilesRequest.start:type_name -> banger.v1.PutFilesStart
-	134, // 50: banger.v1.Operation.started_at:type_name -> google.protobuf.Timestamp
-	134, // 51: banger.v1.Operation.ended_at:type_name -> google.protobuf.Timestamp
-	53,  // 52: banger.v1.Operation.stages:type_name -> banger.v1.OperationStage
-	1,   // 53: banger.v1.OperationStage.progress:type_name -> banger.v1.Progress
-	134, // 54: banger.v1.OperationStage.started_at:type_name -> google.protobuf.Timestamp
-	52,  // 55: banger.v1.ListOperationsResponse.operations:type_name -> banger.v1.Operation
-	134, // 56: banger.v1.JournalEvent.at:type_name -> google.protobuf.Timestamp
-	3,   // 57: banger.v1.ListResponse.vms:type_name -> banger.v1.VM
-	3,   // 58: banger.v1.GetResponse.vm:type_name -> banger.v1.VM
-	68,  // 59: banger.v1.ExecSpec.size:type_name -> banger.v1.WindowSize
-	70,  // 60: banger.v1.AttachRequest.start:type_name -> banger.v1.AttachStart
-	68,  // 61: banger.v1.AttachRequest.resize:type_name -> banger.v1.WindowSize
-	8,   // 62: banger.v1.AttachStart.create:type_name -> banger.v1.CreateRequest
-	67,  // 63: banger.v1.AttachStart.exec:type_name -> banger.v1.ExecSpec
-	1,   // 64: banger.v1.AttachResponse.progress:type_name -> banger.v1.Progress
-	3,   // 65: banger.v1.AttachResponse.vm:type_name -> banger.v1.VM
-	72,  // 66: banger.v1.AttachResponse.exit:type_name -> banger.v1.ExitStatus
-	134, // 67: banger.v1.Image.created_at:type_name -> google.protobuf.Timestamp
-	76,  // 68: banger.v1.Image.config:type_name -> banger.v1.ImageConfig
-	131, // 69: banger.v1.ImageConfig.labels:type_name -> banger.v1.ImageConfig.LabelsEntry
-	75,  // 70: banger.v1.GetImageResponse.image:type_name -> banger.v1.Image
-	80,  // 71: banger.v1.ImportImageRequest.start:type_name -> banger.v1.ImportImageStart
-	86,  // 72: banger.v1.PruneImagesResponse.items:type_name -> banger.v1.PrunedItem
-	75,  // 73: banger.v1.ListImagesResponse.images:type_name -> banger.v1.Image
-	1,   // 74: banger.v1.ExportImageResponse.progress:type_name -> banger.v1.Progress
-	134, // 75: banger.v1.Kernel.created_at:type_name -> google.protobuf.Timestamp
-	94,  // 76: banger.v1.GetKernelResponse.kernel:type_name -> banger.v1.Kernel
-	95,  // 77: banger.v1.GetKernelResponse.features:type_name -> banger.v1.KernelFeature
-	96,  // 78: banger.v1.GetKernelResponse.backends:type_name -> banger.v1.KernelFitness
-	94,  // 79: banger.v1.ListKernelsResponse.kernels:type_name -> banger.v1.Kernel
-	134, // 80: banger.v1.StatusResponse.started_at:type_name -> google.protobuf.Timestamp
-	110, // 81: banger.v1.DoctorResponse.checks:type_name -> banger.v1.Check
-	7,   // 82: banger.v1.DoctorResponse.defaults:type_name -> banger.v1.Spec
-	132, // 83: banger.v1.DoctorResponse.default_sources:type_name -> banger.v1.DoctorResponse.DefaultSourcesEntry
-	109, // 84: banger.v1.DoctorResponse.leftovers:type_name -> banger.v1.Leftover
-	134, // 85: banger.v1.Workspace.prepared_at:type_name -> google.protobuf.Timestamp
-	113, // 86: banger.v1.PrepareWorkspaceRequest.source:type_name -> banger.v1.WorkspaceSource
-	113, // 87: banger.v1.PlanWorkspaceRequest.source:type_name -> banger.v1.WorkspaceSource
-	118, // 88: banger.v1.PlanWorkspaceResponse.files:type_name -> banger.v1.WorkspaceFile
-	1,   // 89: banger.v1.DiffWorkspaceResponse.progress:type_name -> banger.v1.Progress
-	114, // 90: banger.v1.GetWorkspaceResponse.workspace:type_name -> banger.v1.Workspace
-	69,  // 91: banger.v1.VMService.Run:input_type -> banger.v1.AttachRequest
-	69,  // 92: banger.v1.VMService.Exec:input_type -> banger.v1.AttachRequest
-	73,  // 93: banger.v1.VMService.Console:input_type -> banger.v1.ConsoleRequest
-	8,   // 94: banger.v1.VMService.Create:input_type -> banger.v1.CreateRequest
-	24,  // 95: banger.v1.VMService.Start:input_type -> banger.v1.StartRequest
-	25,  // 96: banger.v1.VMService.Stop:input_type -> banger.v1.StopRequest
-	26,  // 97: banger.v1.VMService.Delete:input_type -> banger.v1.DeleteRequest
-	27,  // 98: banger.v1.VMService.Restart:input_type -> banger.v1.RestartRequest
-	28,  // 99: banger.v1.VMService.Kill:input_type -> banger.v1.KillRequest
-	29,  // 100: banger.v1.VMService.Pause:input_type -> banger.v1.PauseRequest
-	30,  // 101: banger.v1.VMService.Resume:input_type -> banger.v1.ResumeRequest
-	31,  // 102: banger.v1.VMService.Set:input_type -> banger.v1.SetRequest
-	34,  // 103: banger.v1.VMService.Wait:input_type -> banger.v1.WaitRequest
-	36,  // 104: banger.v1.VMService.Health:input_type -> banger.v1.HealthRequest
-	38,  // 105: banger.v1.VMService.Stats:input_type -> banger.v1.StatsRequest
-	43,  // 106: banger.v1.VMService.Dial:input_type -> banger.v1.DialRequest
-	46,  // 107: banger.v1.VMService.PutFiles:input_type -> banger.v1.PutFilesRequest
-	49,  // 108: banger.v1.VMService.GetFiles:input_type -> banger.v1.GetFilesRequest
-	41,  // 109: banger.v1.VMService.Ports:input_type -> banger.v1.PortsRequest
-	61,  // 110: banger.v1.VMService.List:input_type -> banger.v1.ListRequest
-	63,  // 111: banger.v1.VMService.Get:input_type -> banger.v1.GetRequest
-	65,  // 112: banger.v1.VMService.Logs:input_type -> banger.v1.LogsRequest
-	54,  // 113: banger.v1.OperationService.ListOperations:input_type -> banger.v1.ListOperationsRequest
-	56,  // 114: banger.v1.OperationService.WatchOperation:input_type -> banger.v1.WatchOperationRequest
-	57,  // 115: banger.v1.OperationService.CancelOperation:input_type -> banger.v1.CancelOperationRequest
-	59,  // 116: banger.v1.EventService.Events:input_type -> banger.v1.EventsRequest
-	87,  // 117: banger.v1.ImageService.ListImages:input_type -> banger.v1.ListImagesRequest
-	77,  // 118: banger.v1.ImageService.GetImage:input_type -> banger.v1.GetImageRequest
-	93,  // 119: banger.v1.ImageService.PullImage:input_type -> banger.v1.PullImageRequest
-	79,  // 120: banger.v1.ImageService.ImportImage:input_type -> banger.v1.ImportImageRequest
-	81,  // 121: banger.v1.ImageService.RegisterImage:input_type -> banger.v1.RegisterImageRequest
-	82,  // 122: banger.v1.ImageService.DeleteImage:input_type -> banger.v1.DeleteImageRequest
-	84,  // 123: banger.v1.ImageService.PruneImages:input_type -> banger.v1.PruneImagesRequest
-	89,  // 124: banger.v1.ImageService.PromoteImage:input_type -> banger.v1.PromoteImageRequest
-	90,  // 125: banger.v1.ImageService.ExportImage:input_type -> banger.v1.ExportImageRequest
-	92,  // 126: banger.v1.ImageService.PushImage:input_type -> banger.v1.PushImageRequest
-	97,  // 127: banger.v1.KernelService.ListKernels:input_type -> banger.v1.ListKernelsRequest
-	98,  // 128: banger.v1.KernelService.GetKernel:input_type -> banger.v1.GetKernelRequest
-	100, // 129: banger.v1.KernelService.PullKernel:input_type -> banger.v1.PullKernelRequest
-	101, // 130: banger.v1.KernelService.ImportKernel:input_type -> banger.v1.ImportKernelRequest
-	102, // 131: banger.v1.KernelService.DeleteKernel:input_type -> banger.v1.DeleteKernelRequest
-	115, // 132: banger.v1.WorkspaceService.Prepare:input_type -> banger.v1.PrepareWorkspaceRequest
-	116, // 133: banger.v1.WorkspaceService.Plan:input_type -> banger.v1.PlanWorkspaceRequest
-	125, // 134: banger.v1.WorkspaceService.Get:input_type -> banger.v1.GetWorkspaceRequest
-	119, // 135: banger.v1.WorkspaceService.Diff:input_type -> banger.v1.DiffWorkspaceRequest
-	121, // 136: banger.v1.WorkspaceService.Export:input_type -> banger.v1.ExportWorkspaceRequest
-	123, // 137: banger.v1.WorkspaceService.Apply:input_type -> banger.v1.ApplyWorkspaceRequest
-	9,   // 138: banger.v1.SnapshotService.Fork:input_type -> banger.v1.ForkRequest
-	12,  // 139: banger.v1.SnapshotService.CreateSnapshot:input_type -> banger.v1.CreateSnapshotRequest
-	13,  // 140: banger.v1.SnapshotService.ListSnapshots:input_type -> banger.v1.ListSnapshotsRequest
-	15,  // 141: banger.v1.SnapshotService.DeleteSnapshot:input_type -> banger.v1.DeleteSnapshotRequest
-	17,  // 142: banger.v1.SnapshotService.RestoreSnapshot:input_type -> banger.v1.RestoreSnapshotRequest
-	19,  // 143: banger.v1.TemplateService.ListTemplates:input_type -> banger.v1.ListTemplatesRequest
-	21,  // 144: banger.v1.TemplateService.BuildTemplate:input_type -> banger.v1.BuildTemplateRequest
-	22,  // 145: banger.v1.TemplateService.DeleteTemplate:input_type -> banger.v1.DeleteTemplateRequest
-	105, // 146: banger.v1.SystemService.Status:input_type -> banger.v1.StatusRequest
-	107, // 147: banger.v1.SystemService.Doctor:input_type -> banger.v1.DoctorRequest
-	111, // 148: banger.v1.SystemService.Shutdown:input_type -> banger.v1.ShutdownRequest
-	71,  // 149: banger.v1.VMService.Run:output_type -> banger.v1.AttachResponse
-	71,  // 150: banger.v1.VMService.Exec:output_type -> banger.v1.AttachResponse
-	74,  // 151: banger.v1.VMService.Console:output_type -> banger.v1.ConsoleResponse
-	2,   // 152: banger.v1.VMService.Create:output_type -> banger.v1.Event
-	2,   // 153: banger.v1.VMService.Start:output_type -> banger.v1.Event
-	2,   // 154: banger.v1.VMService.Stop:output_type -> banger.v1.Event
-	2,   // 155: banger.v1.VMService.Delete:output_type -> banger.v1.Event
-	2,   // 156: banger.v1.VMService.Restart:output_type -> banger.v1.Event
-	2,   // 157: banger.v1.VMService.Kill:output_type -> banger.v1.Event
-	2,   // 158: banger.v1.VMService.Pause:output_type -> banger.v1.Event
-	2,   // 159: banger.v1.VMService.Resume:output_type -> banger.v1.Event
-	32,  // 160: banger.v1.VMService.Set:output_type -> banger.v1.SetResponse
-	35,  // 161: banger.v1.VMService.Wait:output_type -> banger.v1.WaitResponse
-	37,  // 162: banger.v1.VMService.Health:output_type -> banger.v1.HealthResponse
-	39,  // 163: banger.v1.VMService.Stats:output_type -> banger.v1.StatsResponse
-	45,  // 164: banger.v1.VMService.Dial:output_type -> banger.v1.DialResponse
-	48,  // 165: banger.v1.VMService.PutFiles:output_type -> banger.v1.PutFilesResponse
-	50,  // 166: banger.v1.VMService.GetFiles:output_type -> banger.v1.GetFilesResponse
-	42,  // 167: banger.v1.VMService.Ports:output_type -> banger.v1.PortsResponse
-	62,  // 168: banger.v1.VMService.List:output_type -> banger.v1.ListResponse
-	64,  // 169: banger.v1.VMService.Get:output_type -> banger.v1.GetResponse
-	66,  // 170: banger.v1.VMService.Logs:output_type -> banger.v1.LogsResponse
-	55,  // 171: banger.v1.OperationService.ListOperations:output_type -> banger.v1.ListOperationsResponse
-	52,  // 172: banger.v1.OperationService.WatchOperation:output_type -> banger.v1.Operation
-	58,  // 173: banger.v1.OperationService.CancelOperation:output_type -> banger.v1.CancelOperationResponse
-	60,  // 174: banger.v1.EventService.Events:output_type -> banger.v1.JournalEvent
-	88,  // 175: banger.v1.ImageService.ListImages:output_type -> banger.v1.ListImagesResponse
-	78,  // 176: banger.v1.ImageService.GetImage:output_type -> banger.v1.GetImageResponse
-	2,   // 177: banger.v1.ImageService.PullImage:output_type -> banger.v1.Event
-	2,   // 178: banger.v1.ImageService.ImportImage:output_type -> banger.v1.Event
-	2,   // 179: banger.v1.ImageService.RegisterImage:output_type -> banger.v1.Event
-	83,  // 180: banger.v1.ImageService.DeleteImage:output_type -> banger.v1.DeleteImageResponse
-	85,  // 181: banger.v1.ImageService.PruneImages:output_type -> banger.v1.PruneImagesResponse
-	2,   // 182: banger.v1.ImageService.PromoteImage:output_type -> banger.v1.Event
-	91,  // 183: banger.v1.ImageService.ExportImage:output_type -> banger.v1.ExportImageResponse
-	2,   // 184: banger.v1.ImageService.PushImage:output_type -> banger.v1.Event
-	104, // 185: banger.v1.KernelService.ListKernels:output_type -> banger.v1.ListKernelsResponse
-	99,  // 186: banger.v1.KernelService.GetKernel:output_type -> banger.v1.GetKernelResponse
-	2,   // 187: banger.v1.KernelService.PullKernel:output_type -> banger.v1.Event
-	2,   // 188: banger.v1.KernelService.ImportKernel:output_type -> banger.v1.Event
-	103, // 189: banger.v1.KernelService.DeleteKernel:output_type -> banger.v1.DeleteKernelResponse
-	2,   // 190: banger.v1.WorkspaceService.Prepare:output_type -> banger.v1.Event
-	117, // 191: banger.v1.WorkspaceService.Plan:output_type -> banger.v1.PlanWorkspaceResponse
-	126, // 192: banger.v1.WorkspaceService.Get:output_type -> banger.v1.GetWorkspaceResponse
-	120, // 193: banger.v1.WorkspaceService.Diff:output_type -> banger.v1.DiffWorkspaceResponse
-	2,   // 194: banger.v1.WorkspaceService.Export:output_type -> banger.v1.Event
-	2,   // 195: banger.v1.WorkspaceService.Apply:output_type -> banger.v1.Event
-	2,   // 196: banger.v1.SnapshotService.Fork:output_type -> banger.v1.Event
-	2,   // 197: banger.v1.SnapshotService.CreateSnapshot:output_type -> banger.v1.Event
-	14,  // 198: banger.v1.SnapshotService.ListSnapshots:output_type -> banger.v1.ListSnapshotsResponse
-	16,  // 199: banger.v1.SnapshotService.DeleteSnapshot:output_type -> banger.v1.DeleteSnapshotResponse
-	2,   // 200: banger.v1.SnapshotService.RestoreSnapshot:output_type -> banger.v1.Event
-	20,  // 201: banger.v1.TemplateService.ListTemplates:output_type -> banger.v1.ListTemplatesResponse
-	2,   // 202: banger.v1.TemplateService.BuildTemplate:output_type -> banger.v1.Event
-	23,  // 203: banger.v1.TemplateService.DeleteTemplate:output_type -> banger.v1.DeleteTemplateResponse
-	106, // 204: banger.v1.SystemService.Status:output_type -> banger.v1.StatusResponse
-	108, // 205: banger.v1.SystemService.Doctor:output_type -> banger.v1.DoctorResponse
-	112, // 206: banger.v1.SystemService.Shutdown:output_type -> banger.v1.ShutdownResponse
-	149, // [149:207] is the sub-list for method output_type
-	91,  // [91:149] is the sub-list for method input_type
-	91,  // [91:91] is the sub-list for extension type_name
-	91,  // [91:91] is the sub-list for extension extendee
-	0,   // [0:91] is the sub-list for field type_name
+	48,  // 49: banger.v1.ListenResponse.accepted:type_name -> banger.v1.AcceptedConnection
+	50,  // 50: banger.v1.PutFilesRequest.start:type_name -> banger.v1.PutFilesStart
+	137, // 51: banger.v1.Operation.started_at:type_name -> google.protobuf.Timestamp
+	137, // 52: banger.v1.Operation.ended_at:type_name -> google.protobuf.Timestamp
+	56,  // 53: banger.v1.Operation.stages:type_name -> banger.v1.OperationStage
+	1,   // 54: banger.v1.OperationStage.progress:type_name -> banger.v1.Progress
+	137, // 55: banger.v1.OperationStage.started_at:type_name -> google.protobuf.Timestamp
+	55,  // 56: banger.v1.ListOperationsResponse.operations:type_name -> banger.v1.Operation
+	137, // 57: banger.v1.JournalEvent.at:type_name -> google.protobuf.Timestamp
+	3,   // 58: banger.v1.ListResponse.vms:type_name -> banger.v1.VM
+	3,   // 59: banger.v1.GetResponse.vm:type_name -> banger.v1.VM
+	71,  // 60: banger.v1.ExecSpec.size:type_name -> banger.v1.WindowSize
+	73,  // 61: banger.v1.AttachRequest.start:type_name -> banger.v1.AttachStart
+	71,  // 62: banger.v1.AttachRequest.resize:type_name -> banger.v1.WindowSize
+	8,   // 63: banger.v1.AttachStart.create:type_name -> banger.v1.CreateRequest
+	70,  // 64: banger.v1.AttachStart.exec:type_name -> banger.v1.ExecSpec
+	1,   // 65: banger.v1.AttachResponse.progress:type_name -> banger.v1.Progress
+	3,   // 66: banger.v1.AttachResponse.vm:type_name -> banger.v1.VM
+	75,  // 67: banger.v1.AttachResponse.exit:type_name -> banger.v1.ExitStatus
+	137, // 68: banger.v1.Image.created_at:type_name -> google.protobuf.Timestamp
+	79,  // 69: banger.v1.Image.config:type_name -> banger.v1.ImageConfig
+	134, // 70: banger.v1.ImageConfig.labels:type_name -> banger.v1.ImageConfig.LabelsEntry
+	78,  // 71: banger.v1.GetImageResponse.image:type_name -> banger.v1.Image
+	83,  // 72: banger.v1.ImportImageRequest.start:type_name -> banger.v1.ImportImageStart
+	89,  // 73: banger.v1.PruneImagesResponse.items:type_name -> banger.v1.PrunedItem
+	78,  // 74: banger.v1.ListImagesResponse.images:type_name -> banger.v1.Image
+	1,   // 75: banger.v1.ExportImageResponse.progress:type_name -> banger.v1.Progress
+	137, // 76: banger.v1.Kernel.created_at:type_name -> google.protobuf.Timestamp
+	97,  // 77: banger.v1.GetKernelResponse.kernel:type_name -> banger.v1.Kernel
+	98,  // 78: banger.v1.GetKernelResponse.features:type_name -> banger.v1.KernelFeature
+	99,  // 79: banger.v1.GetKernelResponse.backends:type_name -> banger.v1.KernelFitness
+	97,  // 80: banger.v1.ListKernelsResponse.kernels:type_name -> banger.v1.Kernel
+	137, // 81: banger.v1.StatusResponse.started_at:type_name -> google.protobuf.Timestamp
+	113, // 82: banger.v1.DoctorResponse.checks:type_name -> banger.v1.Check
+	7,   // 83: banger.v1.DoctorResponse.defaults:type_name -> banger.v1.Spec
+	135, // 84: banger.v1.DoctorResponse.default_sources:type_name -> banger.v1.DoctorResponse.DefaultSourcesEntry
+	112, // 85: banger.v1.DoctorResponse.leftovers:type_name -> banger.v1.Leftover
+	137, // 86: banger.v1.Workspace.prepared_at:type_name -> google.protobuf.Timestamp
+	116, // 87: banger.v1.PrepareWorkspaceRequest.source:type_name -> banger.v1.WorkspaceSource
+	116, // 88: banger.v1.PlanWorkspaceRequest.source:type_name -> banger.v1.WorkspaceSource
+	121, // 89: banger.v1.PlanWorkspaceResponse.files:type_name -> banger.v1.WorkspaceFile
+	1,   // 90: banger.v1.DiffWorkspaceResponse.progress:type_name -> banger.v1.Progress
+	117, // 91: banger.v1.GetWorkspaceResponse.workspace:type_name -> banger.v1.Workspace
+	72,  // 92: banger.v1.VMService.Run:input_type -> banger.v1.AttachRequest
+	72,  // 93: banger.v1.VMService.Exec:input_type -> banger.v1.AttachRequest
+	76,  // 94: banger.v1.VMService.Console:input_type -> banger.v1.ConsoleRequest
+	8,   // 95: banger.v1.VMService.Create:input_type -> banger.v1.CreateRequest
+	24,  // 96: banger.v1.VMService.Start:input_type -> banger.v1.StartRequest
+	25,  // 97: banger.v1.VMService.Stop:input_type -> banger.v1.StopRequest
+	26,  // 98: banger.v1.VMService.Delete:input_type -> banger.v1.DeleteRequest
+	27,  // 99: banger.v1.VMService.Restart:input_type -> banger.v1.RestartRequest
+	28,  // 100: banger.v1.VMService.Kill:input_type -> banger.v1.KillRequest
+	29,  // 101: banger.v1.VMService.Pause:input_type -> banger.v1.PauseRequest
+	30,  // 102: banger.v1.VMService.Resume:input_type -> banger.v1.ResumeRequest
+	31,  // 103: banger.v1.VMService.Set:input_type -> banger.v1.SetRequest
+	34,  // 104: banger.v1.VMService.Wait:input_type -> banger.v1.WaitRequest
+	36,  // 105: banger.v1.VMService.Health:input_type -> banger.v1.HealthRequest
+	38,  // 106: banger.v1.VMService.Stats:input_type -> banger.v1.StatsRequest
+	43,  // 107: banger.v1.VMService.Dial:input_type -> banger.v1.DialRequest
+	46,  // 108: banger.v1.VMService.Listen:input_type -> banger.v1.ListenRequest
+	49,  // 109: banger.v1.VMService.PutFiles:input_type -> banger.v1.PutFilesRequest
+	52,  // 110: banger.v1.VMService.GetFiles:input_type -> banger.v1.GetFilesRequest
+	41,  // 111: banger.v1.VMService.Ports:input_type -> banger.v1.PortsRequest
+	64,  // 112: banger.v1.VMService.List:input_type -> banger.v1.ListRequest
+	66,  // 113: banger.v1.VMService.Get:input_type -> banger.v1.GetRequest
+	68,  // 114: banger.v1.VMService.Logs:input_type -> banger.v1.LogsRequest
+	57,  // 115: banger.v1.OperationService.ListOperations:input_type -> banger.v1.ListOperationsRequest
+	59,  // 116: banger.v1.OperationService.WatchOperation:input_type -> banger.v1.WatchOperationRequest
+	60,  // 117: banger.v1.OperationService.CancelOperation:input_type -> banger.v1.CancelOperationRequest
+	62,  // 118: banger.v1.EventService.Events:input_type -> banger.v1.EventsRequest
+	90,  // 119: banger.v1.ImageService.ListImages:input_type -> banger.v1.ListImagesRequest
+	80,  // 120: banger.v1.ImageService.GetImage:input_type -> banger.v1.GetImageRequest
+	96,  // 121: banger.v1.ImageService.PullImage:input_type -> banger.v1.PullImageRequest
+	82,  // 122: banger.v1.ImageService.ImportImage:input_type -> banger.v1.ImportImageRequest
+	84,  // 123: banger.v1.ImageService.RegisterImage:input_type -> banger.v1.RegisterImageRequest
+	85,  // 124: banger.v1.ImageService.DeleteImage:input_type -> banger.v1.DeleteImageRequest
+	87,  // 125: banger.v1.ImageService.PruneImages:input_type -> banger.v1.PruneImagesRequest
+	92,  // 126: banger.v1.ImageService.PromoteImage:input_type -> banger.v1.PromoteImageRequest
+	93,  // 127: banger.v1.ImageService.ExportImage:input_type -> banger.v1.ExportImageRequest
+	95,  // 128: banger.v1.ImageService.PushImage:input_type -> banger.v1.PushImageRequest
+	100, // 129: banger.v1.KernelService.ListKernels:input_type -> banger.v1.ListKernelsRequest
+	101, // 130: banger.v1.KernelService.GetKernel:input_type -> banger.v1.GetKernelRequest
+	103, // 131: banger.v1.KernelService.PullKernel:input_type -> banger.v1.PullKernelRequest
+	104, // 132: banger.v1.KernelService.ImportKernel:input_type -> banger.v1.ImportKernelRequest
+	105, // 133: banger.v1.KernelService.DeleteKernel:input_type -> banger.v1.DeleteKernelRequest
+	118, // 134: banger.v1.WorkspaceService.Prepare:input_type -> banger.v1.PrepareWorkspaceRequest
+	119, // 135: banger.v1.WorkspaceService.Plan:input_type -> banger.v1.PlanWorkspaceRequest
+	128, // 136: banger.v1.WorkspaceService.Get:input_type -> banger.v1.GetWorkspaceRequest
+	122, // 137: banger.v1.WorkspaceService.Diff:input_type -> banger.v1.DiffWorkspaceRequest
+	124, // 138: banger.v1.WorkspaceService.Export:input_type -> banger.v1.ExportWorkspaceRequest
+	126, // 139: banger.v1.WorkspaceService.Apply:input_type -> banger.v1.ApplyWorkspaceRequest
+	9,   // 140: banger.v1.SnapshotService.Fork:input_type -> banger.v1.ForkRequest
+	12,  // 141: banger.v1.SnapshotService.CreateSnapshot:input_type -> banger.v1.CreateSnapshotRequest
+	13,  // 142: banger.v1.SnapshotService.ListSnapshots:input_type -> banger.v1.ListSnapshotsRequest
+	15,  // 143: banger.v1.SnapshotService.DeleteSnapshot:input_type -> banger.v1.DeleteSnapshotRequest
+	17,  // 144: banger.v1.SnapshotService.RestoreSnapshot:input_type -> banger.v1.RestoreSnapshotRequest
+	19,  // 145: banger.v1.TemplateService.ListTemplates:input_type -> banger.v1.ListTemplatesRequest
+	21,  // 146: banger.v1.TemplateService.BuildTemplate:input_type -> banger.v1.BuildTemplateRequest
+	22,  // 147: banger.v1.TemplateService.DeleteTemplate:input_type -> banger.v1.DeleteTemplateRequest
+	108, // 148: banger.v1.SystemService.Status:input_type -> banger.v1.StatusRequest
+	110, // 149: banger.v1.SystemService.Doctor:input_type -> banger.v1.DoctorRequest
+	114, // 150: banger.v1.SystemService.Shutdown:input_type -> banger.v1.ShutdownRequest
+	74,  // 151: banger.v1.VMService.Run:output_type -> banger.v1.AttachResponse
+	74,  // 152: banger.v1.VMService.Exec:output_type -> banger.v1.AttachResponse
+	77,  // 153: banger.v1.VMService.Console:output_type -> banger.v1.ConsoleResponse
+	2,   // 154: banger.v1.VMService.Create:output_type -> banger.v1.Event
+	2,   // 155: banger.v1.VMService.Start:output_type -> banger.v1.Event
+	2,   // 156: banger.v1.VMService.Stop:output_type -> banger.v1.Event
+	2,   // 157: banger.v1.VMService.Delete:output_type -> banger.v1.Event
+	2,   // 158: banger.v1.VMService.Restart:output_type -> banger.v1.Event
+	2,   // 159: banger.v1.VMService.Kill:output_type -> banger.v1.Event
+	2,   // 160: banger.v1.VMService.Pause:output_type -> banger.v1.Event
+	2,   // 161: banger.v1.VMService.Resume:output_type -> banger.v1.Event
+	32,  // 162: banger.v1.VMService.Set:output_type -> banger.v1.SetResponse
+	35,  // 163: banger.v1.VMService.Wait:output_type -> banger.v1.WaitResponse
+	37,  // 164: banger.v1.VMService.Health:output_type -> banger.v1.HealthResponse
+	39,  // 165: banger.v1.VMService.Stats:output_type -> banger.v1.StatsResponse
+	45,  // 166: banger.v1.VMService.Dial:output_type -> banger.v1.DialResponse
+	47,  // 167: banger.v1.VMService.Listen:output_type -> banger.v1.ListenResponse
+	51,  // 168: banger.v1.VMService.PutFiles:output_type -> banger.v1.PutFilesResponse
+	53,  // 169: banger.v1.VMService.GetFiles:output_type -> banger.v1.GetFilesResponse
+	42,  // 170: banger.v1.VMService.Ports:output_type -> banger.v1.PortsResponse
+	65,  // 171: banger.v1.VMService.List:output_type -> banger.v1.ListResponse
+	67,  // 172: banger.v1.VMService.Get:output_type -> banger.v1.GetResponse
+	69,  // 173: banger.v1.VMService.Logs:output_type -> banger.v1.LogsResponse
+	58,  // 174: banger.v1.OperationService.ListOperations:output_type -> banger.v1.ListOperationsResponse
+	55,  // 175: banger.v1.OperationService.WatchOperation:output_type -> banger.v1.Operation
+	61,  // 176: banger.v1.OperationService.CancelOperation:output_type -> banger.v1.CancelOperationResponse
+	63,  // 177: banger.v1.EventService.Events:output_type -> banger.v1.JournalEvent
+	91,  // 178: banger.v1.ImageService.ListImages:output_type -> banger.v1.ListImagesResponse
+	81,  // 179: banger.v1.ImageService.GetImage:output_type -> banger.v1.GetImageResponse
+	2,   // 180: banger.v1.ImageService.PullImage:output_type -> banger.v1.Event
+	2,   // 181: banger.v1.ImageService.ImportImage:output_type -> banger.v1.Event
+	2,   // 182: banger.v1.ImageService.RegisterImage:output_type -> banger.v1.Event
+	86,  // 183: banger.v1.ImageService.DeleteImage:output_type -> banger.v1.DeleteImageResponse
+	88,  // 184: banger.v1.ImageService.PruneImages:output_type -> banger.v1.PruneImagesResponse
+	2,   // 185: banger.v1.ImageService.PromoteImage:output_type -> banger.v1.Event
+	94,  // 186: banger.v1.ImageService.ExportImage:output_type -> banger.v1.ExportImageResponse
+	2,   // 187: banger.v1.ImageService.PushImage:output_type -> banger.v1.Event
+	107, // 188: banger.v1.KernelService.ListKernels:output_type -> banger.v1.ListKernelsResponse
+	102, // 189: banger.v1.KernelService.GetKernel:output_type -> banger.v1.GetKernelResponse
+	2,   // 190: banger.v1.KernelService.PullKernel:output_type -> banger.v1.Event
+	2,   // 191: banger.v1.KernelService.ImportKernel:output_type -> banger.v1.Event
+	106, // 192: banger.v1.KernelService.DeleteKernel:output_type -> banger.v1.DeleteKernelResponse
+	2,   // 193: banger.v1.WorkspaceService.Prepare:output_type -> banger.v1.Event
+	120, // 194: banger.v1.WorkspaceService.Plan:output_type -> banger.v1.PlanWorkspaceResponse
+	129, // 195: banger.v1.WorkspaceService.Get:output_type -> banger.v1.GetWorkspaceResponse
+	123, // 196: banger.v1.WorkspaceService.Diff:output_type -> banger.v1.DiffWorkspaceResponse
+	2,   // 197: banger.v1.WorkspaceService.Export:output_type -> banger.v1.Event
+	2,   // 198: banger.v1.WorkspaceService.Apply:output_type -> banger.v1.Event
+	2,   // 199: banger.v1.SnapshotService.Fork:output_type -> banger.v1.Event
+	2,   // 200: banger.v1.SnapshotService.CreateSnapshot:output_type -> banger.v1.Event
+	14,  // 201: banger.v1.SnapshotService.ListSnapshots:output_type -> banger.v1.ListSnapshotsResponse
+	16,  // 202: banger.v1.SnapshotService.DeleteSnapshot:output_type -> banger.v1.DeleteSnapshotResponse
+	2,   // 203: banger.v1.SnapshotService.RestoreSnapshot:output_type -> banger.v1.Event
+	20,  // 204: banger.v1.TemplateService.ListTemplates:output_type -> banger.v1.ListTemplatesResponse
+	2,   // 205: banger.v1.TemplateService.BuildTemplate:output_type -> banger.v1.Event
+	23,  // 206: banger.v1.TemplateService.DeleteTemplate:output_type -> banger.v1.DeleteTemplateResponse
+	109, // 207: banger.v1.SystemService.Status:output_type -> banger.v1.StatusResponse
+	111, // 208: banger.v1.SystemService.Doctor:output_type -> banger.v1.DoctorResponse
+	115, // 209: banger.v1.SystemService.Shutdown:output_type -> banger.v1.ShutdownResponse
+	151, // [151:210] is the sub-list for method output_type
+	92,  // [92:151] is the sub-list for method input_type
+	92,  // [92:92] is the sub-list for extension type_name
+	92,  // [92:92] is the sub-list for extension extendee
+	0,   // [0:92] is the sub-list for field type_name
 }
 
 func init() { file_banger_v1_banger_proto_init() }
@@ -9520,23 +9742,27 @@ func file_banger_v1_banger_proto_init() {
 		(*DialResponse_Data)(nil),
 		(*DialResponse_End)(nil),
 	}
-	file_banger_v1_banger_proto_msgTypes[46].OneofWrappers = []any{
+	file_banger_v1_banger_proto_msgTypes[47].OneofWrappers = []any{
+		(*ListenResponse_Listening)(nil),
+		(*ListenResponse_Accepted)(nil),
+	}
+	file_banger_v1_banger_proto_msgTypes[49].OneofWrappers = []any{
 		(*PutFilesRequest_Start)(nil),
 		(*PutFilesRequest_Data)(nil),
 		(*PutFilesRequest_End)(nil),
 	}
-	file_banger_v1_banger_proto_msgTypes[69].OneofWrappers = []any{
+	file_banger_v1_banger_proto_msgTypes[72].OneofWrappers = []any{
 		(*AttachRequest_Start)(nil),
 		(*AttachRequest_Stdin)(nil),
 		(*AttachRequest_CloseStdin)(nil),
 		(*AttachRequest_Resize)(nil),
 		(*AttachRequest_Signal)(nil),
 	}
-	file_banger_v1_banger_proto_msgTypes[70].OneofWrappers = []any{
+	file_banger_v1_banger_proto_msgTypes[73].OneofWrappers = []any{
 		(*AttachStart_Vm)(nil),
 		(*AttachStart_Create)(nil),
 	}
-	file_banger_v1_banger_proto_msgTypes[71].OneofWrappers = []any{
+	file_banger_v1_banger_proto_msgTypes[74].OneofWrappers = []any{
 		(*AttachResponse_Progress)(nil),
 		(*AttachResponse_Vm)(nil),
 		(*AttachResponse_Started)(nil),
@@ -9545,20 +9771,20 @@ func file_banger_v1_banger_proto_init() {
 		(*AttachResponse_Exit)(nil),
 		(*AttachResponse_StdinCredit)(nil),
 	}
-	file_banger_v1_banger_proto_msgTypes[73].OneofWrappers = []any{
+	file_banger_v1_banger_proto_msgTypes[76].OneofWrappers = []any{
 		(*ConsoleRequest_Vm)(nil),
 		(*ConsoleRequest_Input)(nil),
 	}
-	file_banger_v1_banger_proto_msgTypes[79].OneofWrappers = []any{
+	file_banger_v1_banger_proto_msgTypes[82].OneofWrappers = []any{
 		(*ImportImageRequest_Start)(nil),
 		(*ImportImageRequest_Data)(nil),
 	}
-	file_banger_v1_banger_proto_msgTypes[91].OneofWrappers = []any{
+	file_banger_v1_banger_proto_msgTypes[94].OneofWrappers = []any{
 		(*ExportImageResponse_Progress)(nil),
 		(*ExportImageResponse_Data)(nil),
 		(*ExportImageResponse_Digest)(nil),
 	}
-	file_banger_v1_banger_proto_msgTypes[120].OneofWrappers = []any{
+	file_banger_v1_banger_proto_msgTypes[123].OneofWrappers = []any{
 		(*DiffWorkspaceResponse_Progress)(nil),
 		(*DiffWorkspaceResponse_Data)(nil),
 		(*DiffWorkspaceResponse_Changed)(nil),
@@ -9569,7 +9795,7 @@ func file_banger_v1_banger_proto_init() {
 			GoPackagePath: reflect.TypeOf(x{}).PkgPath(),
 			RawDescriptor: unsafe.Slice(unsafe.StringData(file_banger_v1_banger_proto_rawDesc), len(file_banger_v1_banger_proto_rawDesc)),
 			NumEnums:      0,
-			NumMessages:   133,
+			NumMessages:   136,
 			NumExtensions: 0,
 			NumServices:   9,
 		},

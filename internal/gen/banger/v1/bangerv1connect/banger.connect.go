@@ -85,6 +85,8 @@ const (
 	VMServiceStatsProcedure = "/banger.v1.VMService/Stats"
 	// VMServiceDialProcedure is the fully-qualified name of the VMService's Dial RPC.
 	VMServiceDialProcedure = "/banger.v1.VMService/Dial"
+	// VMServiceListenProcedure is the fully-qualified name of the VMService's Listen RPC.
+	VMServiceListenProcedure = "/banger.v1.VMService/Listen"
 	// VMServicePutFilesProcedure is the fully-qualified name of the VMService's PutFiles RPC.
 	VMServicePutFilesProcedure = "/banger.v1.VMService/PutFiles"
 	// VMServiceGetFilesProcedure is the fully-qualified name of the VMService's GetFiles RPC.
@@ -225,6 +227,9 @@ type VMServiceClient interface {
 	// Dial connects to an address from inside the guest and passes bytes both ways. The first request holds the start
 	// message; the first response says that the connection is there. Each direction ends by itself.
 	Dial(context.Context) *connect.BidiStreamForClient[v1.DialRequest, v1.DialResponse]
+	// Listen listens inside a guest for as long as the call lasts. The first response says where, each later one that a connection
+	// was accepted; it is taken by Dial, with the network "accepted" and its number as the address.
+	Listen(context.Context, *connect.Request[v1.ListenRequest]) (*connect.ServerStreamForClient[v1.ListenResponse], error)
 	// PutFiles copies into a guest. The first request holds the start message, the next ones a tar stream, the last one the
 	// end; a stream that breaks off before has failed. The response comes when all is in place.
 	PutFiles(context.Context) *connect.ClientStreamForClient[v1.PutFilesRequest, v1.PutFilesResponse]
@@ -346,6 +351,12 @@ func NewVMServiceClient(httpClient connect.HTTPClient, baseURL string, opts ...c
 			connect.WithSchema(vMServiceMethods.ByName("Dial")),
 			connect.WithClientOptions(opts...),
 		),
+		listen: connect.NewClient[v1.ListenRequest, v1.ListenResponse](
+			httpClient,
+			baseURL+VMServiceListenProcedure,
+			connect.WithSchema(vMServiceMethods.ByName("Listen")),
+			connect.WithClientOptions(opts...),
+		),
 		putFiles: connect.NewClient[v1.PutFilesRequest, v1.PutFilesResponse](
 			httpClient,
 			baseURL+VMServicePutFilesProcedure,
@@ -403,6 +414,7 @@ type vMServiceClient struct {
 	health   *connect.Client[v1.HealthRequest, v1.HealthResponse]
 	stats    *connect.Client[v1.StatsRequest, v1.StatsResponse]
 	dial     *connect.Client[v1.DialRequest, v1.DialResponse]
+	listen   *connect.Client[v1.ListenRequest, v1.ListenResponse]
 	putFiles *connect.Client[v1.PutFilesRequest, v1.PutFilesResponse]
 	getFiles *connect.Client[v1.GetFilesRequest, v1.GetFilesResponse]
 	ports    *connect.Client[v1.PortsRequest, v1.PortsResponse]
@@ -491,6 +503,11 @@ func (c *vMServiceClient) Dial(ctx context.Context) *connect.BidiStreamForClient
 	return c.dial.CallBidiStream(ctx)
 }
 
+// Listen calls banger.v1.VMService.Listen.
+func (c *vMServiceClient) Listen(ctx context.Context, req *connect.Request[v1.ListenRequest]) (*connect.ServerStreamForClient[v1.ListenResponse], error) {
+	return c.listen.CallServerStream(ctx, req)
+}
+
 // PutFiles calls banger.v1.VMService.PutFiles.
 func (c *vMServiceClient) PutFiles(ctx context.Context) *connect.ClientStreamForClient[v1.PutFilesRequest, v1.PutFilesResponse] {
 	return c.putFiles.CallClientStream(ctx)
@@ -554,6 +571,9 @@ type VMServiceHandler interface {
 	// Dial connects to an address from inside the guest and passes bytes both ways. The first request holds the start
 	// message; the first response says that the connection is there. Each direction ends by itself.
 	Dial(context.Context, *connect.BidiStream[v1.DialRequest, v1.DialResponse]) error
+	// Listen listens inside a guest for as long as the call lasts. The first response says where, each later one that a connection
+	// was accepted; it is taken by Dial, with the network "accepted" and its number as the address.
+	Listen(context.Context, *connect.Request[v1.ListenRequest], *connect.ServerStream[v1.ListenResponse]) error
 	// PutFiles copies into a guest. The first request holds the start message, the next ones a tar stream, the last one the
 	// end; a stream that breaks off before has failed. The response comes when all is in place.
 	PutFiles(context.Context, *connect.ClientStream[v1.PutFilesRequest]) (*connect.Response[v1.PutFilesResponse], error)
@@ -671,6 +691,12 @@ func NewVMServiceHandler(svc VMServiceHandler, opts ...connect.HandlerOption) (s
 		connect.WithSchema(vMServiceMethods.ByName("Dial")),
 		connect.WithHandlerOptions(opts...),
 	)
+	vMServiceListenHandler := connect.NewServerStreamHandler(
+		VMServiceListenProcedure,
+		svc.Listen,
+		connect.WithSchema(vMServiceMethods.ByName("Listen")),
+		connect.WithHandlerOptions(opts...),
+	)
 	vMServicePutFilesHandler := connect.NewClientStreamHandler(
 		VMServicePutFilesProcedure,
 		svc.PutFiles,
@@ -741,6 +767,8 @@ func NewVMServiceHandler(svc VMServiceHandler, opts ...connect.HandlerOption) (s
 			vMServiceStatsHandler.ServeHTTP(w, r)
 		case VMServiceDialProcedure:
 			vMServiceDialHandler.ServeHTTP(w, r)
+		case VMServiceListenProcedure:
+			vMServiceListenHandler.ServeHTTP(w, r)
 		case VMServicePutFilesProcedure:
 			vMServicePutFilesHandler.ServeHTTP(w, r)
 		case VMServiceGetFilesProcedure:
@@ -824,6 +852,10 @@ func (UnimplementedVMServiceHandler) Stats(context.Context, *connect.Request[v1.
 
 func (UnimplementedVMServiceHandler) Dial(context.Context, *connect.BidiStream[v1.DialRequest, v1.DialResponse]) error {
 	return connect.NewError(connect.CodeUnimplemented, errors.New("banger.v1.VMService.Dial is not implemented"))
+}
+
+func (UnimplementedVMServiceHandler) Listen(context.Context, *connect.Request[v1.ListenRequest], *connect.ServerStream[v1.ListenResponse]) error {
+	return connect.NewError(connect.CodeUnimplemented, errors.New("banger.v1.VMService.Listen is not implemented"))
 }
 
 func (UnimplementedVMServiceHandler) PutFiles(context.Context, *connect.ClientStream[v1.PutFilesRequest]) (*connect.Response[v1.PutFilesResponse], error) {
