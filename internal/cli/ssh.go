@@ -90,14 +90,14 @@ func runSSH(ctx context.Context, a *app, to string, args []string) error {
 	return hostexec.Become(ssh, argv)
 }
 
-// runningVM returns a VM that is running, by its name, id or the beginning of its id.
+// runningVM returns a VM that is running, or will be when it is reached for, by its name, id or the beginning of its id.
 func runningVM(ctx context.Context, client *rpcclient.Client, ref string) (*bangerv1.VM, error) {
 	res, err := client.VMs.Get(ctx, connect.NewRequest(&bangerv1.GetRequest{Vm: ref}))
 	if err != nil {
 		return nil, err
 	}
 	vm := res.Msg.GetVm()
-	if vm.GetState() != "running" {
+	if vm.GetState() != "running" && vm.GetState() != "suspended" {
 		return nil, fault.New(fault.Precondition, "VM %s is not running: it is %s", vm.GetName(), vm.GetState()).
 			WithHint("start it: banger start %s", vm.GetName())
 	}
