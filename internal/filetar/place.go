@@ -41,7 +41,8 @@ func Place(archive io.Reader, dest, name string, o Options) error {
 		return err
 	}
 	defer root.Close() //nolint:errcheck // nothing is buffered
-	u := &unpacker{root: root, options: o, top: name, as: as}
+	u := &unpacker{parent: parent{root: root}, options: o, top: name, as: as}
+	defer u.parent.leave()
 	if err := u.entry(h, r); err != nil {
 		return err
 	}
