@@ -60,7 +60,7 @@ func measures(mib int) map[string]measure {
 	}
 	return map[string]measure{
 		"run": coldRun, "template": with(withTemplates, templateRun), "pool": with(withPool, poolRun),
-		"fork": with(withTemplates, forks), "density": with(withTemplates, density), "exec": execTrue, "ps": psFifty, "sizes": sizes, "stop": stopIdle, "fleet": manyVMs,
+		"fork": with(withTemplates, forks), "density": with(withTemplates, density), "exec": execTrue, "ssh": sshTrue, "ps": psFifty, "sizes": sizes, "stop": stopIdle, "fleet": manyVMs,
 		"import": sized(importImage), "pull": sized(pullImage),
 	}
 }
@@ -70,7 +70,7 @@ func run(ctx context.Context, bin, only string, rounds, mib int) (bool, error) {
 	if mib < smallest || rounds < 1 {
 		return false, fmt.Errorf("-mib must be %d or more, and -rounds 1", smallest)
 	}
-	names := []string{"run", "template", "pool", "fork", "density", "stop", "exec", "ps", "sizes", "fleet", "import", "pull"}
+	names := []string{"run", "template", "pool", "fork", "density", "stop", "exec", "ssh", "ps", "sizes", "fleet", "import", "pull"}
 	if only != "" {
 		names = strings.Split(only, ",")
 	}
