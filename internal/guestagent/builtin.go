@@ -30,7 +30,7 @@ func (c *command) resolveBuiltin(u user) (bool, error) {
 		return true, nil
 	default:
 		if strings.HasPrefix(name, "@") && !strings.Contains(name, "/") {
-			return false, fault.New(fault.NotFound, "%s: the guest has no program of this name", clip(name, 80))
+			return false, fault.New(fault.NotFound, "%s: the agent has no program of this name; one of the image is reached by its path", clip(name, 80))
 		}
 		return false, nil
 	}

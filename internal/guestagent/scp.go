@@ -181,6 +181,7 @@ func (s *scp) receive(target string) error {
 // scpDepth is how deep directories may be.
 const scpDepth = 512
 
+// receiveInto ends with the other end's last word, or, below the first level, with the end of the directory, still unanswered.
 func (s *scp) receiveInto(target string, depth int) error {
 	if depth > scpDepth {
 		return errors.New("directories are nested too deeply")
@@ -206,7 +207,7 @@ func (s *scp) receiveInto(target string, depth int) error {
 			if depth == 0 {
 				return errors.New("protocol error: the end of no directory")
 			}
-			return s.ok()
+			return nil
 		case 'T':
 			t, err := parseSCPTimes(line)
 			if err != nil {
@@ -241,7 +242,8 @@ func (s *scp) receiveInto(target string, depth int) error {
 }
 
 func (s *scp) receiveFile(path string, e scpEntry, times *[2]time.Time) error {
-	f, fail := os.OpenFile(path, os.O_WRONLY|os.O_CREATE|os.O_TRUNC, e.mode.Perm())
+	// Not blocking: nobody may read from a pipe of that name.
+	f, fail := os.OpenFile(path, os.O_WRONLY|os.O_CREATE|os.O_TRUNC|unix.O_NONBLOCK, e.mode.Perm())
 	if fail != nil {
 		return s.warn(fail) // the other end then sends nothing of it
 	}
@@ -282,7 +284,8 @@ func (s *scp) receiveDir(path string, e scpEntry, times *[2]time.Time, depth int
 	if !s.recursive {
 		return errors.New("protocol error: a directory without -r")
 	}
-	if !isDir(path) {
+	made := !isDir(path)
+	if made {
 		if err := os.Mkdir(path, e.mode.Perm()|0o700); err != nil {
 			return s.warn(err)
 		}
@@ -293,13 +296,22 @@ func (s *scp) receiveDir(path string, e scpEntry, times *[2]time.Time, depth int
 	if err := s.receiveInto(path, depth+1); err != nil {
 		return err
 	}
-	if s.times {
-		_ = os.Chmod(path, fileMode(e.mode))
-	}
+	var fail error
 	if times != nil {
-		_ = setTimes(path, *times)
+		fail = setTimes(path, *times)
 	}
-	return nil
+	switch { // last, for it may forbid the rest
+	case s.times:
+		fail = errors.Join(fail, os.Chmod(path, fileMode(e.mode)))
+	case made && e.mode&0o700 != 0o700:
+		if info, err := os.Stat(path); err == nil { // what the umask has left of it
+			fail = errors.Join(fail, os.Chmod(path, info.Mode().Perm()&e.mode))
+		}
+	}
+	if fail != nil {
+		return s.warn(fail)
+	}
+	return s.ok()
 }
 
 // fileMode turns permission bits as chmod(2) has them into fs's.
@@ -409,8 +421,11 @@ func (s *scp) sendDir(f *os.File, name string, info fs.FileInfo, depth int) erro
 // announce says what comes, and its times before that if they are wanted.
 func (s *scp) announce(kind byte, name string, info fs.FileInfo) (ok bool, err error) {
 	if s.times {
-		at := info.ModTime()
-		if _, err := fmt.Fprintf(s.w, "T%d %d %d %d\n", at.Unix(), at.Nanosecond()/1000, at.Unix(), at.Nanosecond()/1000); err != nil {
+		at, micros := info.ModTime(), info.ModTime().Nanosecond()/1000
+		if at.Unix() < 0 { // the protocol has no such time
+			at, micros = time.Unix(0, 0), 0
+		}
+		if _, err := fmt.Fprintf(s.w, "T%d %d %d %d\n", at.Unix(), micros, at.Unix(), micros); err != nil {
 			return false, errSCP
 		}
 		if ok, err := s.answer(); err != nil || !ok {

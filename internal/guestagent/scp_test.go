@@ -11,6 +11,7 @@ import (
 	"time"
 
 	"github.com/pkg/sftp"
+	"golang.org/x/sys/unix"
 )
 
 // scpCopy has one end send paths and the other receive them.
@@ -99,6 +100,40 @@ func TestSCPOptions(t *testing.T) {
 			t.Errorf("%q: %d", args, status)
 		}
 	}
+}
+
+// A directory gets its mode, and what fails of it is told, before its end is acknowledged: later the other end would take a complaint
+// for one of what comes next. A pipe that nobody reads from is no place to wait at.
+func TestSCPSinkAnswers(t *testing.T) {
+	t.Parallel()
+	dir := t.TempDir()
+	if err := unix.Mkfifo(filepath.Join(dir, "pipe"), 0o600); err != nil {
+		t.Fatal(err)
+	}
+	var said bytes.Buffer
+	in := "C0600 1 pipe\nD0500 0 d\nC0600 1 x\na\x00E\nT1 0 1 0\nD0755 0 gone\nE\nC0600 0 y\n\x00"
+	r := &removing{Reader: strings.NewReader(in), path: filepath.Join(dir, "gone")}
+	if status := scpMain([]string{"-r", "-t", dir}, r, &said, io.Discard); status != 1 {
+		t.Errorf("status %d", status)
+	}
+	if got := said.String(); strings.Count(got, "\x01") != 2 || !strings.HasPrefix(got, "\x00\x01") || !strings.HasSuffix(got, "\n\x00\x00") {
+		t.Errorf("answered %q", got)
+	}
+	if info, err := os.Stat(filepath.Join(dir, "d")); err != nil || info.Mode().Perm() != 0o500 {
+		t.Errorf("%v, %v", info, err)
+	}
+	_ = os.Chmod(filepath.Join(dir, "d"), 0o700) //nolint:gosec // to be removed
+}
+
+// removing takes a directory away as soon as it is there.
+type removing struct {
+	*strings.Reader
+	path string
+}
+
+func (r *removing) Read(b []byte) (int, error) {
+	_ = os.Remove(r.path)
+	return r.Reader.Read(b[:1])
 }
 
 // Nothing that the other end says writes outside of the target, or makes the end that receives hang or panic.
