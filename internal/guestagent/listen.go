@@ -2,12 +2,16 @@ package guestagent
 
 import (
 	"context"
+	"errors"
 	"net"
 	"os"
 	"path/filepath"
+	"runtime"
 	"strconv"
 	"sync"
+	"syscall"
 	"time"
+	"unsafe"
 
 	"golang.org/x/sys/unix"
 
@@ -117,34 +121,41 @@ func (a *accepted) waiting(numbers []uint64) []uint64 {
 
 // openListener makes a listener, and what removes the files that it has made.
 func openListener(ctx context.Context, spec guestproto.ListenSpec, u user) (net.Listener, func(), error) {
-	var lc net.ListenConfig
 	switch spec.Network {
 	case "tcp", "tcp4", "tcp6":
+		var lc net.ListenConfig
 		ln, err := lc.Listen(ctx, spec.Network, spec.Addr)
 		return ln, func() {}, err
 	case "unix":
 	default:
 		return nil, nil, fault.New(fault.Invalid, "can't listen on %q: use tcp, tcp4, tcp6 or unix", spec.Network)
 	}
-	path, remove := spec.Addr, func() {}
-	if path == "" {
-		dir, err := privateDir(u)
-		if err != nil {
-			return nil, nil, err
-		}
-		path, remove = filepath.Join(dir, "agent."+strconv.Itoa(os.Getpid())), func() { _ = os.RemoveAll(dir) }
+	if spec.Addr != "" && !filepath.IsAbs(spec.Addr) {
+		return nil, nil, fault.New(fault.Invalid, "the socket's path %q is not absolute", clip(spec.Addr, 80))
 	}
-	if !filepath.IsAbs(path) {
-		return nil, nil, fault.New(fault.Invalid, "the socket's path %q is not absolute", clip(path, 80))
-	}
-	ln, err := lc.Listen(ctx, "unix", path) // Close removes the file
-	if err == nil {
-		if err = os.Chmod(path, 0o600); err == nil && os.Geteuid() == 0 {
-			err = os.Lchown(path, int(u.uid), int(u.gid))
+	var ln net.Listener
+	var dir string // made for the socket; empty: none
+	path := spec.Addr
+	err := asUser(u, func() (err error) {
+		if path == "" {
+			if dir, err = privateDir(); err != nil {
+				return err
+			}
+			path = filepath.Join(dir, "agent."+strconv.Itoa(os.Getpid()))
 		}
-		if err != nil {
-			_ = ln.Close()
-		}
+		ln, err = listenPrivately(ctx, path)
+		return err
+	})
+	remove := func() {
+		_ = asUser(u, func() error {
+			if ln != nil {
+				_ = os.Remove(path)
+			}
+			if dir != "" {
+				_ = os.Remove(dir)
+			}
+			return nil
+		})
 	}
 	if err != nil {
 		remove()
@@ -153,17 +164,62 @@ func openListener(ctx context.Context, spec guestproto.ListenSpec, u user) (net.
 	return ln, remove, nil
 }
 
-// privateDir makes a directory that only the user can enter. An image may have no /tmp.
-func privateDir(u user) (dir string, err error) {
+// listenPrivately listens on a socket that has the mode 0600 from the moment that it is there: bind(2) takes it from that of the
+// descriptor (unix_bind_bsd).
+func listenPrivately(ctx context.Context, path string) (net.Listener, error) {
+	lc := net.ListenConfig{Control: func(_, _ string, c syscall.RawConn) error {
+		var inner error
+		err := c.Control(func(fd uintptr) { inner = unix.Fchmod(int(fd), 0o600) })
+		return errors.Join(err, inner)
+	}}
+	ln, err := lc.Listen(ctx, "unix", path)
+	if err != nil {
+		return nil, err
+	}
+	ln.(*net.UnixListener).SetUnlinkOnClose(false) // whose right that is depends on the user
+	return ln, nil
+}
+
+// privateDir makes a directory that only its owner can enter. An image may have no /tmp.
+func privateDir() (dir string, err error) {
 	for _, parent := range []string{"/tmp", "/run", "/dev"} {
 		if dir, err = os.MkdirTemp(parent, "banger-"); err == nil { // 0700
-			break
+			return dir, nil
 		}
 	}
-	if err == nil && os.Geteuid() == 0 {
-		err = os.Lchown(dir, int(u.uid), int(u.gid))
+	return "", err
+}
+
+// asUser calls f with the user's rights to files, and what f makes is the user's: a path that leads through directories of a user
+// must not be followed with root's rights, for the user can change where it leads. f runs on a thread of its own, which has the
+// user's ids for files (setfsuid(2)) and ends with it; it must not start goroutines that are to have them.
+func asUser(u user, f func() error) error {
+	if os.Geteuid() != 0 || u.uid == 0 {
+		return f()
 	}
-	return dir, err
+	done := make(chan error, 1)
+	go func() {
+		runtime.LockOSThread() // and never unlocked: the runtime ends the thread with the goroutine
+		groups := append([]uint32{u.gid}, u.groups...)
+		// Of this thread alone, unlike what syscall.Setgroups does.
+		if _, _, errno := syscall.RawSyscall(unix.SYS_SETGROUPS, uintptr(len(groups)), uintptr(unsafe.Pointer(&groups[0])), 0); errno != 0 {
+			done <- os.NewSyscallError("setgroups", errno)
+			return
+		}
+		// These report nothing but what was set before; asked with what can't be, they say what is set now.
+		_, _ = unix.SetfsgidRetGid(int(u.gid))
+		_, _ = unix.SetfsuidRetUid(int(u.uid))
+		if gid, _ := unix.SetfsgidRetGid(-1); gid != int(u.gid) {
+			done <- os.NewSyscallError("setfsgid", unix.EPERM)
+			return
+		}
+		if uid, _ := unix.SetfsuidRetUid(-1); uid != int(u.uid) {
+			done <- os.NewSyscallError("setfsuid", unix.EPERM)
+			return
+		}
+		done <- f()
+	}()
+	return <-done
 }
 
 // takeAccepted is a dial of a connection that was accepted.

@@ -8,6 +8,7 @@ import (
 	"os"
 	"path/filepath"
 	"strconv"
+	"syscall"
 	"testing"
 	"time"
 
@@ -142,6 +143,88 @@ func TestListenRefuses(t *testing.T) {
 	}
 	if _, err := os.Stat(file); err != nil {
 		t.Errorf("a file that was in the way: %v", err)
+	}
+}
+
+// A socket is made, and removed, with the rights of its user: a path that the user controls must lead root nowhere.
+func TestListenAsTheUser(t *testing.T) {
+	t.Parallel()
+	if os.Geteuid() != 0 {
+		t.Skip("only root can become others")
+	}
+	c := connect(t)
+	const nobody = 65534
+	top, err := os.MkdirTemp("/tmp", "banger-test-") // which others can enter, unlike t.TempDir
+	if err != nil {
+		t.Fatal(err)
+	}
+	t.Cleanup(func() { _ = os.RemoveAll(top) })
+	theirs, ours := filepath.Join(top, "theirs"), filepath.Join(top, "ours")
+	for dir, mode := range map[string]os.FileMode{top: 0o755, theirs: 0o700, ours: 0o755} {
+		_ = os.Mkdir(dir, mode)
+		if err := os.Chmod(dir, mode); err != nil {
+			t.Fatal(err)
+		}
+	}
+	if err := os.Chown(theirs, nobody, nobody); err != nil {
+		t.Fatal(err)
+	}
+	spec := guestproto.ListenSpec{Network: "unix", Addr: filepath.Join(ours, "s"), User: "nobody"}
+	if ln, err := c.Listen(t.Context(), spec); !fault.Is(err, fault.Denied) {
+		t.Errorf("in root's directory: %v", err)
+		if err == nil {
+			ln.Close()
+		}
+	}
+	for _, addr := range []string{"", filepath.Join(theirs, "s")} {
+		spec.Addr = addr
+		ctx, cancel := context.WithCancel(t.Context())
+		ln, err := c.Listen(ctx, spec)
+		if err != nil {
+			t.Fatal(err)
+		}
+		path := ln.Addr()
+		info, err := os.Lstat(path)
+		if err != nil || info.Mode().Perm() != 0o600 || info.Sys().(*syscall.Stat_t).Uid != nobody {
+			t.Errorf("%s: %+v, %v", path, info, err)
+		}
+		if addr != "" { // the user leads the path elsewhere
+			if err := os.Rename(theirs, theirs+"-away"); err != nil {
+				t.Fatal(err)
+			}
+			if err := os.Symlink(ours, theirs); err != nil {
+				t.Fatal(err)
+			}
+			if err := os.WriteFile(filepath.Join(ours, "s"), nil, 0o600); err != nil {
+				t.Fatal(err)
+			}
+		}
+		cancel()
+		if addr == "" {
+			until(t, func() bool { _, err := os.Lstat(filepath.Dir(path)); return os.IsNotExist(err) })
+			continue
+		}
+		var d net.Dialer
+		until(t, func() bool { // the listener has ended, and with it went what could be removed
+			conn, err := d.DialContext(t.Context(), "unix", filepath.Join(theirs+"-away", "s"))
+			if err == nil {
+				_ = conn.Close()
+			}
+			return err != nil
+		})
+		if err := c.Sync(t.Context()); err != nil {
+			t.Error(err)
+		}
+		if _, err := os.Lstat(filepath.Join(ours, "s")); err != nil {
+			t.Errorf("what is root's was removed: %v", err)
+		}
+	}
+	// The agent's own threads have kept their rights.
+	for range 50 {
+		out, exit := run(t, c, guestproto.ExecSpec{Args: []string{"cat", "/etc/shadow"}, Dir: "/"}, "")
+		if exit.Code != 0 {
+			t.Fatalf("root's command: %q, %+v", out, exit)
+		}
 	}
 }
 
