@@ -133,8 +133,12 @@ func TestListenRefuses(t *testing.T) {
 		t.Fatal(err)
 	}
 	for _, spec := range []guestproto.ListenSpec{
-		{Network: "udp", Addr: "127.0.0.1:0"}, {Network: "tcp", Addr: "nonsense"}, {Network: "unix", Addr: "relative"},
-		{Network: "unix", Addr: file}, {Network: "unix", Addr: "/no/such/directory/s"}, {Network: "unix", User: "no-such-user"},
+		{Network: "udp", Addr: "127.0.0.1:0"},
+		{Network: "tcp", Addr: "nonsense"},
+		{Network: "unix", Addr: "relative"},
+		{Network: "unix", Addr: file},
+		{Network: "unix", Addr: "/no/such/directory/s"},
+		{Network: "unix", User: "no-such-user"},
 	} {
 		if ln, err := c.Listen(t.Context(), spec); err == nil {
 			ln.Close()
@@ -154,7 +158,7 @@ func TestListenAsTheUser(t *testing.T) {
 	}
 	c := connect(t)
 	const nobody = 65534
-	top, err := os.MkdirTemp("/tmp", "banger-test-") // which others can enter, unlike t.TempDir
+	top, err := os.MkdirTemp("/tmp", "banger-test-") //nolint:usetesting // others can enter it
 	if err != nil {
 		t.Fatal(err)
 	}

@@ -218,20 +218,7 @@ func (s *scp) receiveInto(target string, depth int) error {
 				return err
 			}
 		case 'C', 'D':
-			e, err := parseSCPEntry(line)
-			if err != nil {
-				return err
-			}
-			path := target
-			if isDir(target) {
-				path = filepath.Join(target, e.name)
-			}
-			if line[0] == 'C' {
-				err = s.receiveFile(path, e, times)
-			} else {
-				err = s.receiveDir(path, e, times, depth)
-			}
-			if err != nil {
+			if err := s.receiveEntry(target, line, times, depth); err != nil {
 				return err
 			}
 			times = nil
@@ -239,6 +226,22 @@ func (s *scp) receiveInto(target string, depth int) error {
 			return fmt.Errorf("protocol error: %q", clip(line, 80))
 		}
 	}
+}
+
+// receiveEntry takes what a line C or D announces.
+func (s *scp) receiveEntry(target, line string, times *[2]time.Time, depth int) error {
+	e, err := parseSCPEntry(line)
+	if err != nil {
+		return err
+	}
+	path := target
+	if isDir(target) {
+		path = filepath.Join(target, e.name)
+	}
+	if line[0] == 'D' {
+		return s.receiveDir(path, e, times, depth)
+	}
+	return s.receiveFile(path, e, times)
 }
 
 func (s *scp) receiveFile(path string, e scpEntry, times *[2]time.Time) error {

@@ -174,6 +174,7 @@ func TestAgentAsInit(t *testing.T) {
 		t.Errorf("hello %+v", g.hello)
 	}
 	checkGuest(t, g)
+	checkBuiltins(t, g)
 	// An orphan is reaped, and its status is nobody's.
 	g.sh(t, "(sleep 0.1 & ) ; true")
 	g.sh(t, "sleep 0.3; ! grep -l '^State:.Z' /proc/[0-9]*/status")
@@ -297,6 +298,7 @@ func TestAgentBesideSystemd(t *testing.T) {
 		t.Error("systemd is not well")
 	}
 	checkGuest(t, g)
+	checkBuiltins(t, g)
 	t.Log(g.sh(t, "cat /proc/1/comm; cat /proc/"+fmt.Sprint(g.hello.Pid)+"/cgroup; systemd-analyze | head -2"))
 	t.Log(g.end(t))
 }
