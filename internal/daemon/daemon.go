@@ -85,7 +85,7 @@ func Run(ctx context.Context, o Options) error {
 		VMs: paths.VMs(), Runtime: paths.VMRuntimes(), Defaults: o.Config.VM.Spec(), EgressAllow: o.Config.Network.Allow.Value,
 		Home:       homefiles.New(o.Config.Home, os.Getenv("HOME")),
 		HostMemory: config.HostMemory(), Overcommit: o.Config.Daemon.MemoryOvercommit.Value,
-		Cgroups: cgroups, NoCgroups: noCgroups, Templates: templates, Forks: paths.Forks(),
+		Cgroups: cgroups, NoCgroups: noCgroups, Templates: templates, Forks: paths.Forks(), Workspaces: db,
 	}, st, so, ho, o.Log)
 	ws := workspaces.New(paths.Workspaces(), db, o.Log)
 	self := &self{options: o, machines: vms, images: im, kernels: ks, host: host, started: time.Now(), stop: cancel}

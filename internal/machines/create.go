@@ -207,6 +207,11 @@ func (h *hold) makeDisks(ctx context.Context, back *undo, from *point, template 
 		if err := from.copyDisks(ctx, dirs.State); err != nil {
 			return err
 		}
+		if !template {
+			if err := from.restoreWorkspace(ctx, h); err != nil {
+				return err
+			}
+		}
 		return writeOrigin(h, origin{Point: from.dir, Template: template})
 	}
 	g, ctx := errgroup.WithContext(ctx)

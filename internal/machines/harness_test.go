@@ -190,7 +190,7 @@ func (b *bed) serve() {
 	}
 	b.svc = machines.New(machines.Config{
 		VMs: b.path("vms"), Runtime: b.path("run"), HostMemory: b.memory, Overcommit: b.policy,
-		Templates: b.templateConfig, Forks: b.path("forks"),
+		Templates: b.templateConfig, Forks: b.path("forks"), Workspaces: b.db,
 		Cgroups: b.cgroups, NoCgroups: map[cgroup.Controller]string{cgroup.CPU: "this is a test"},
 		Defaults: microvm.Spec{
 			Image: "image", Kernel: "kernel", VCPUs: 1, Memory: microvm.MinMemory, DiskSize: microvm.MinDiskSize,

@@ -114,6 +114,7 @@ type Config struct {
 	Overcommit  config.Overcommit
 	Templates   TemplateConfig
 	Forks       string                       // directory for what lasts as long as a fork takes
+	Workspaces  Workspaces                   // of VMs; nil: there are none
 	Cgroups     cgroup.Place                 // where VMs' groups are made
 	NoCgroups   map[cgroup.Controller]string // why a controller is not in it
 }

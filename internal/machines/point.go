@@ -25,6 +25,7 @@ import (
 	"banger/internal/microvm"
 	"banger/internal/monitorlink"
 	"banger/internal/progress"
+	"banger/internal/store"
 )
 
 // A point is a moment of a VM in a directory: its memory, the state of its devices, and its disks as of that moment. A
@@ -49,6 +50,8 @@ type point struct {
 	Spec    microvm.Spec
 	Created time.Time
 	Files   map[string]pointFile // by name
+
+	Workspace *store.Workspace // nil: it had none, and a template never has
 }
 
 // pointFile is what is remembered of a file, to see that it is what it was. Files are not read through for that: their
@@ -116,6 +119,9 @@ func savePoint(ctx context.Context, h *hold, a *attachment, dir string) (point, 
 		if p.Files[name], err = look(filepath.Join(dir, name)); err != nil {
 			return p, saved, fmt.Errorf("look at what was saved: %w", err)
 		}
+	}
+	if p.Workspace, err = saveWorkspace(ctx, h, dir); err != nil {
+		return p, saved, err
 	}
 	if err := monitorlink.WriteJSON(filepath.Join(dir, pointManifest), p); err != nil {
 		return p, saved, fmt.Errorf("write manifest: %w", err)

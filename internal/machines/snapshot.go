@@ -235,6 +235,9 @@ func finishRevert(ctx context.Context, h *hold) error {
 		}
 	}
 	if err == nil {
+		err = p.restoreWorkspace(ctx, h)
+	}
+	if err == nil {
 		err = errors.Join(forgetOrigin(h), writeOrigin(h, *o))
 	}
 	if err == nil {

@@ -39,6 +39,12 @@ func (s *Store) SetWorkspace(ctx context.Context, w Workspace) error {
 	return nil
 }
 
+// ForgetWorkspace removes the record of a VM's workspace, if it has one.
+func (s *Store) ForgetWorkspace(ctx context.Context, id microvm.ID) error {
+	_, err := s.db.ExecContext(ctx, `DELETE FROM workspaces WHERE vm_id = ?`, id)
+	return storageError("forget workspace of VM "+string(id), err)
+}
+
 // Workspace returns the workspace of a VM; fault.NotFound if it has none.
 func (s *Store) Workspace(ctx context.Context, id microvm.ID) (Workspace, error) {
 	w := Workspace{VM: id}
