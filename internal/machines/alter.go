@@ -85,7 +85,11 @@ func (c *alteration) vcpus() SetResult {
 // memory lets the guest give up memory, or gives it back, up to what the VM was started with.
 func (c *alteration) memory(ctx context.Context) SetResult {
 	size, most := c.vm.Spec.Memory, c.vm.Spec.Memory
-	if a := c.attachment(); a != nil && a.launch.Machine.Memory > 0 {
+	a := c.attachment()
+	if a != nil && a.launch.Machine.FixedMemory {
+		return c.fixedMemory(a.launch.Machine.Memory)
+	}
+	if a != nil && a.launch.Machine.Memory > 0 {
 		most = a.launch.Machine.Memory
 	}
 	now := min(size, most)
@@ -93,6 +97,21 @@ func (c *alteration) memory(ctx context.Context) SetResult {
 		monitorlink.SettingsChange{Memory: &now}, func(s monitorlink.Settings) bool { return s.Memory == now })
 	if now < size {
 		r.Effect, r.Detail = NextStart, "a running VM has at most what it was started with, "+microvm.FormatSize(most)
+	}
+	return r
+}
+
+// fixedMemory says what becomes of another size while the VM runs without a balloon.
+func (c *alteration) fixedMemory(running int64) SetResult {
+	size := c.vm.Spec.Memory
+	r := SetResult{Key: "memory", Value: microvm.FormatSize(size), Effect: NextStart}
+	switch {
+	case size != running:
+		r.Detail = "a VM that was restored from a template keeps its memory, " + microvm.FormatSize(running) + ", while it runs"
+	case c.old.Memory == size:
+		r.Effect = Unchanged
+	default:
+		r.Effect, r.Detail = Now, alreadySo
 	}
 	return r
 }

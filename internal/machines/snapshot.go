@@ -132,6 +132,15 @@ func (s Points) DeleteSnapshot(ctx context.Context, ref, name string) error {
 	if fault.Is(err, fault.NotFound) {
 		return err
 	}
+	// Disks that were replaced by half would be all that is left of the VM.
+	o, oerr := readOriginFile(filepath.Join(h.dirs().State, revertFile))
+	if oerr != nil {
+		return fmt.Errorf("delete snapshot %s of VM %s: %w", name, h.vm.Name, oerr)
+	}
+	if o != nil && o.Point == p.dir {
+		return fault.New(fault.Precondition, "delete snapshot %s of VM %s: the VM was being restored from it, and that was cut off", name, h.vm.Name).
+			WithHint("let it finish: banger start %s", h.vm.Name)
+	}
 	hidden := snapshotDir(&s.core, h.vm.ID, unfinished+"gone-"+name)
 	if err := errors.Join(os.RemoveAll(hidden), os.Rename(p.dir, hidden), os.RemoveAll(hidden)); err != nil {
 		return fmt.Errorf("delete snapshot %s of VM %s: %w", name, h.vm.Name, err)
@@ -209,7 +218,13 @@ func (h *hold) revert(ctx context.Context, p point, report progress.Sink) error 
 	if err := finishRevert(ctx, h); err != nil {
 		return err
 	}
-	return h.start(ctx, report)
+	if err := h.start(ctx, report); err != nil {
+		name := filepath.Base(p.dir)
+		return fault.New(fault.KindOf(err), "restore snapshot %s: %w", name, err).WithHint(
+			"the snapshot is as it was. Try again: banger vm snapshot restore %s %s --force; or boot with the disks of the snapshot: banger start %s",
+			h.vm.Name, name, h.vm.Name)
+	}
+	return nil
 }
 
 // finishRevert replaces the disks of a VM that is to go on from a snapshot, if it is.
