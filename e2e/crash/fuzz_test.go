@@ -129,6 +129,10 @@ func (f *fuzzer) doOne(ctx context.Context, c client, rng *rand.Rand, user int) 
 		{"delete --force", 2, func() error { return c.delete(ctx, name, true) }},
 		{"exec", 6, func() error { return c.exec(ctx, name) }},
 		{"run --rm", 3, func() error { return c.runRemove(ctx, "", net) }},
+		{"fork", 2, verb(client.fork)},
+		{"snapshot", 2, verb(client.snapshot)},
+		{"restore", 2, verb(client.restore)},
+		{"delete snapshot", 1, func() error { return c.deleteSnapshot(ctx, name) }},
 		{"list", 1, func() error { _, err := c.list(ctx); return err }},
 	}
 	total := 0

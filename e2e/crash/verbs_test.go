@@ -118,6 +118,11 @@ func (c client) restore(ctx context.Context, vm string) (*bangerv1.VM, error) {
 	return last(c.Snapshots.RestoreSnapshot(ctx, connect.NewRequest(&bangerv1.RestoreSnapshotRequest{Vm: vm, Name: snapshot, Force: true})))
 }
 
+func (c client) deleteSnapshot(ctx context.Context, vm string) error {
+	_, err := c.Snapshots.DeleteSnapshot(ctx, connect.NewRequest(&bangerv1.DeleteSnapshotRequest{Vm: vm, Name: snapshot}))
+	return err
+}
+
 func (c client) delete(ctx context.Context, vm string, force bool) error {
 	_, err := last(c.VMs.Delete(ctx, connect.NewRequest(&bangerv1.DeleteRequest{Vm: vm, Force: force})))
 	return err
