@@ -112,6 +112,9 @@ func writeVM(w io.Writer, paint painter, vm *bangerv1.VM, now time.Time) error {
 	use := ""
 	if vm.GetDiskApparent() > 0 {
 		use = "take up " + size(vm.GetDiskAllocated()) + " of at most " + size(vm.GetDiskApparent())
+		if n := vm.GetSnapshotsAllocated(); n > 0 {
+			use += ", snapshots " + size(n)
+		}
 	}
 	s.section(vm.GetName(), "id", vm.GetId(), "state", state, "cause", vm.GetCause(), "created", created, "deleted", ephemeral,
 		"directory", vm.GetDirectory())

@@ -193,6 +193,8 @@ type Info struct {
 
 	DiskAllocated int64 // bytes that its writable disks take up on the host
 	DiskApparent  int64 // bytes that they may take up
+
+	SnapshotsAllocated int64 // bytes that its snapshots take up on the host
 }
 
 // List returns every VM, oldest first.
@@ -230,6 +232,7 @@ func (s *core) resolve(ctx context.Context, ref string) (microvm.VM, error) {
 func (s *core) infoOf(vm microvm.VM) Info {
 	info := Info{VM: vm, Directory: s.dirsOf(vm.ID).State}
 	info.DiskAllocated, info.DiskApparent = s.diskUse(vm.ID)
+	info.SnapshotsAllocated = s.snapshotUse(vm.ID)
 	if a := s.table.attachment(vm.ID); a != nil {
 		info.Status, _ = a.get()
 		info.Backend, info.Accel, info.Reason = a.launch.Backend, a.launch.Accelerator, a.launch.Reason

@@ -36,6 +36,15 @@ func snapshotDir(s *core, id microvm.ID, name string) string {
 	return filepath.Join(s.dirsOf(id).State, snapshotsDir, name)
 }
 
+// snapshotUse returns how many bytes the snapshots of a VM take up, those under way included.
+func (s *core) snapshotUse(id microvm.ID) (sum int64) {
+	entries, _ := os.ReadDir(filepath.Dir(snapshotDir(s, id, "x"))) // most VMs have none
+	for _, e := range entries {
+		sum += point{dir: snapshotDir(s, id, e.Name())}.allocated()
+	}
+	return sum
+}
+
 // CreateSnapshot saves a VM that runs or is paused, which goes on. Without a name the snapshot is named by the time.
 func (s Points) CreateSnapshot(ctx context.Context, ref, name string, report progress.Sink) (Snapshot, error) {
 	if name == "" {

@@ -23,6 +23,9 @@ func TestRestoreInPlaceFails(t *testing.T) {
 	if _, err := points.CreateSnapshot(t.Context(), "a", "one", nil); err != nil {
 		t.Fatal(err)
 	}
+	if is := b.get("a"); is.SnapshotsAllocated <= 0 {
+		t.Errorf("its snapshot takes up %d bytes", is.SnapshotsAllocated)
+	}
 	dir := filepath.Join(b.get("a").Directory, "snapshots", "one")
 	state := filepath.Join(dir, "state")
 	good, err := os.ReadFile(state)

@@ -22,7 +22,7 @@ func toVM(info machines.Info) *bangerv1.VM {
 		Accelerator: info.Accel, Backend: info.Backend, BackendReason: info.Reason,
 		MonitorPid: int64(info.Status.MonitorPid), VmmPid: int64(info.Status.VMMPid),
 		KernelRelease: info.Status.KernelRelease, Directory: info.Directory,
-		DiskAllocated: info.DiskAllocated, DiskApparent: info.DiskApparent,
+		DiskAllocated: info.DiskAllocated, DiskApparent: info.DiskApparent, SnapshotsAllocated: info.SnapshotsAllocated,
 	}
 	vm.Main, vm.ExposedPorts = toProcess(info.Spec.Main), info.Spec.ImageConfig.Ports
 	for _, p := range info.Status.Published {

@@ -426,32 +426,33 @@ func (*Event_Branch) isEvent_Kind() {}
 func (*Event_Merge) isEvent_Kind() {}
 
 type VM struct {
-	state         protoimpl.MessageState `protogen:"open.v1"`
-	Id            string                 `protobuf:"bytes,1,opt,name=id,proto3" json:"id,omitempty"`
-	Name          string                 `protobuf:"bytes,2,opt,name=name,proto3" json:"name,omitempty"`
-	State         string                 `protobuf:"bytes,3,opt,name=state,proto3" json:"state,omitempty"` // creating, stopped, starting, running, paused, stopping, deleting, failed
-	Cause         string                 `protobuf:"bytes,4,opt,name=cause,proto3" json:"cause,omitempty"` // why it is in this state
-	Spec          *Spec                  `protobuf:"bytes,5,opt,name=spec,proto3" json:"spec,omitempty"`
-	ImageDigest   string                 `protobuf:"bytes,6,opt,name=image_digest,json=imageDigest,proto3" json:"image_digest,omitempty"`
-	Ephemeral     bool                   `protobuf:"varint,7,opt,name=ephemeral,proto3" json:"ephemeral,omitempty"`
-	CreatedAt     *timestamppb.Timestamp `protobuf:"bytes,8,opt,name=created_at,json=createdAt,proto3" json:"created_at,omitempty"`
-	ChangedAt     *timestamppb.Timestamp `protobuf:"bytes,9,opt,name=changed_at,json=changedAt,proto3" json:"changed_at,omitempty"`
-	BootId        string                 `protobuf:"bytes,10,opt,name=boot_id,json=bootId,proto3" json:"boot_id,omitempty"`
-	Accelerator   string                 `protobuf:"bytes,11,opt,name=accelerator,proto3" json:"accelerator,omitempty"` // of the running VM: kvm or tcg
-	Backend       string                 `protobuf:"bytes,12,opt,name=backend,proto3" json:"backend,omitempty"`         // of the running VM: what auto came to
-	BackendReason string                 `protobuf:"bytes,13,opt,name=backend_reason,json=backendReason,proto3" json:"backend_reason,omitempty"`
-	MonitorPid    int64                  `protobuf:"varint,14,opt,name=monitor_pid,json=monitorPid,proto3" json:"monitor_pid,omitempty"`
-	VmmPid        int64                  `protobuf:"varint,15,opt,name=vmm_pid,json=vmmPid,proto3" json:"vmm_pid,omitempty"`
-	KernelRelease string                 `protobuf:"bytes,16,opt,name=kernel_release,json=kernelRelease,proto3" json:"kernel_release,omitempty"`
-	Directory     string                 `protobuf:"bytes,17,opt,name=directory,proto3" json:"directory,omitempty"`                               // where its files are on the host
-	StartStages   []*Stage               `protobuf:"bytes,18,rep,name=start_stages,json=startStages,proto3" json:"start_stages,omitempty"`        // of the last start
-	DiskAllocated int64                  `protobuf:"varint,19,opt,name=disk_allocated,json=diskAllocated,proto3" json:"disk_allocated,omitempty"` // bytes that its writable disks take up on the host
-	DiskApparent  int64                  `protobuf:"varint,20,opt,name=disk_apparent,json=diskApparent,proto3" json:"disk_apparent,omitempty"`    // bytes that they may take up: they are sparse
-	Main          *Process               `protobuf:"bytes,21,opt,name=main,proto3" json:"main,omitempty"`                                         // its main process; unset: none
-	ExposedPorts  []string               `protobuf:"bytes,22,rep,name=exposed_ports,json=exposedPorts,proto3" json:"exposed_ports,omitempty"`     // that its image says it listens on: "80/tcp"
-	Published     []*PublishedPort       `protobuf:"bytes,23,rep,name=published,proto3" json:"published,omitempty"`                               // while it runs
-	unknownFields protoimpl.UnknownFields
-	sizeCache     protoimpl.SizeCache
+	state              protoimpl.MessageState `protogen:"open.v1"`
+	Id                 string                 `protobuf:"bytes,1,opt,name=id,proto3" json:"id,omitempty"`
+	Name               string                 `protobuf:"bytes,2,opt,name=name,proto3" json:"name,omitempty"`
+	State              string                 `protobuf:"bytes,3,opt,name=state,proto3" json:"state,omitempty"` // creating, stopped, starting, running, paused, stopping, deleting, failed
+	Cause              string                 `protobuf:"bytes,4,opt,name=cause,proto3" json:"cause,omitempty"` // why it is in this state
+	Spec               *Spec                  `protobuf:"bytes,5,opt,name=spec,proto3" json:"spec,omitempty"`
+	ImageDigest        string                 `protobuf:"bytes,6,opt,name=image_digest,json=imageDigest,proto3" json:"image_digest,omitempty"`
+	Ephemeral          bool                   `protobuf:"varint,7,opt,name=ephemeral,proto3" json:"ephemeral,omitempty"`
+	CreatedAt          *timestamppb.Timestamp `protobuf:"bytes,8,opt,name=created_at,json=createdAt,proto3" json:"created_at,omitempty"`
+	ChangedAt          *timestamppb.Timestamp `protobuf:"bytes,9,opt,name=changed_at,json=changedAt,proto3" json:"changed_at,omitempty"`
+	BootId             string                 `protobuf:"bytes,10,opt,name=boot_id,json=bootId,proto3" json:"boot_id,omitempty"`
+	Accelerator        string                 `protobuf:"bytes,11,opt,name=accelerator,proto3" json:"accelerator,omitempty"` // of the running VM: kvm or tcg
+	Backend            string                 `protobuf:"bytes,12,opt,name=backend,proto3" json:"backend,omitempty"`         // of the running VM: what auto came to
+	BackendReason      string                 `protobuf:"bytes,13,opt,name=backend_reason,json=backendReason,proto3" json:"backend_reason,omitempty"`
+	MonitorPid         int64                  `protobuf:"varint,14,opt,name=monitor_pid,json=monitorPid,proto3" json:"monitor_pid,omitempty"`
+	VmmPid             int64                  `protobuf:"varint,15,opt,name=vmm_pid,json=vmmPid,proto3" json:"vmm_pid,omitempty"`
+	KernelRelease      string                 `protobuf:"bytes,16,opt,name=kernel_release,json=kernelRelease,proto3" json:"kernel_release,omitempty"`
+	Directory          string                 `protobuf:"bytes,17,opt,name=directory,proto3" json:"directory,omitempty"`                                              // where its files are on the host
+	StartStages        []*Stage               `protobuf:"bytes,18,rep,name=start_stages,json=startStages,proto3" json:"start_stages,omitempty"`                       // of the last start
+	DiskAllocated      int64                  `protobuf:"varint,19,opt,name=disk_allocated,json=diskAllocated,proto3" json:"disk_allocated,omitempty"`                // bytes that its writable disks take up on the host
+	DiskApparent       int64                  `protobuf:"varint,20,opt,name=disk_apparent,json=diskApparent,proto3" json:"disk_apparent,omitempty"`                   // bytes that they may take up: they are sparse
+	Main               *Process               `protobuf:"bytes,21,opt,name=main,proto3" json:"main,omitempty"`                                                        // its main process; unset: none
+	ExposedPorts       []string               `protobuf:"bytes,22,rep,name=exposed_ports,json=exposedPorts,proto3" json:"exposed_ports,omitempty"`                    // that its image says it listens on: "80/tcp"
+	Published          []*PublishedPort       `protobuf:"bytes,23,rep,name=published,proto3" json:"published,omitempty"`                                              // while it runs
+	SnapshotsAllocated int64                  `protobuf:"varint,73,opt,name=snapshots_allocated,json=snapshotsAllocated,proto3" json:"snapshots_allocated,omitempty"` // bytes that its snapshots take up on the host
+	unknownFields      protoimpl.UnknownFields
+	sizeCache          protoimpl.SizeCache
 }
 
 func (x *VM) Reset() {
@@ -643,6 +644,13 @@ func (x *VM) GetPublished() []*PublishedPort {
 		return x.Published
 	}
 	return nil
+}
+
+func (x *VM) GetSnapshotsAllocated() int64 {
+	if x != nil {
+		return x.SnapshotsAllocated
+	}
+	return 0
 }
 
 // PublishedPort is a port of the host that leads into a VM.
@@ -8666,7 +8674,7 @@ const file_banger_v1_banger_proto_rawDesc = "" +
 	"\tworkspace\x18\x06 \x01(\v2\x14.banger.v1.WorkspaceH\x00R\tworkspace\x124\n" +
 	"\x06branch\x18\a \x01(\v2\x1a.banger.v1.WorkspaceBranchH\x00R\x06branch\x121\n" +
 	"\x05merge\x18\b \x01(\v2\x19.banger.v1.WorkspaceMergeH\x00R\x05mergeB\x06\n" +
-	"\x04kind\"\xb1\x06\n" +
+	"\x04kind\"\xe2\x06\n" +
 	"\x02VM\x12\x0e\n" +
 	"\x02id\x18\x01 \x01(\tR\x02id\x12\x12\n" +
 	"\x04name\x18\x02 \x01(\tR\x04name\x12\x14\n" +
@@ -8694,7 +8702,8 @@ const file_banger_v1_banger_proto_rawDesc = "" +
 	"\rdisk_apparent\x18\x14 \x01(\x03R\fdiskApparent\x12&\n" +
 	"\x04main\x18\x15 \x01(\v2\x12.banger.v1.ProcessR\x04main\x12#\n" +
 	"\rexposed_ports\x18\x16 \x03(\tR\fexposedPorts\x126\n" +
-	"\tpublished\x18\x17 \x03(\v2\x18.banger.v1.PublishedPortR\tpublished\"m\n" +
+	"\tpublished\x18\x17 \x03(\v2\x18.banger.v1.PublishedPortR\tpublished\x12/\n" +
+	"\x13snapshots_allocated\x18I \x01(\x03R\x12snapshotsAllocated\"m\n" +
 	"\rPublishedPort\x12\x1a\n" +
 	"\bprotocol\x18\x01 \x01(\tR\bprotocol\x12!\n" +
 	"\fhost_address\x18\x02 \x01(\tR\vhostAddress\x12\x1d\n" +
