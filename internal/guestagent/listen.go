@@ -57,7 +57,7 @@ func (a *Agent) listen(ctx context.Context, s *stream, spec guestproto.ListenSpe
 	}
 	ln, remove, err := openListener(ctx, spec, u)
 	if err != nil {
-		return fault.New(dialKind(err), "listen in the guest: %w", err)
+		return fault.New(listenKind(err), "listen in the guest: %w", err)
 	}
 	defer remove()
 	defer ln.Close() //nolint:errcheck // nothing is lost by it
@@ -101,6 +101,21 @@ func (a *Agent) listen(ctx context.Context, s *stream, spec guestproto.ListenSpe
 		if s.w.JSON(guestproto.FrameAnswer, guestproto.Accepted{Number: n, From: conn.RemoteAddr().String()}) != nil {
 			return nil
 		}
+	}
+}
+
+// listenKind classifies a failure to listen, unless it is classified.
+func listenKind(err error) fault.Kind {
+	if known, ok := errors.AsType[*fault.Error](err); ok {
+		return fault.KindOf(known)
+	}
+	switch {
+	case errors.Is(err, unix.EADDRINUSE):
+		return fault.Exists
+	case errors.Is(err, unix.EADDRNOTAVAIL):
+		return fault.Invalid
+	default:
+		return dialKind(err)
 	}
 }
 

@@ -56,6 +56,7 @@ type GuestConn struct {
 
 	writing sync.Mutex
 	ended   bool // no more is to be written
+	lingers bool // closed, with the rest on its way
 }
 
 var _ net.Conn = (*GuestConn)(nil)
@@ -137,13 +138,53 @@ func broken(err error) error {
 	return err
 }
 
-// Close ends the connection.
+// linger is how long what was written may take to arrive after Close. It is never more than what the buffers on the way hold.
+const linger = time.Minute
+
+// Close ends the connection. If both directions have ended in order, what was written still arrives, as with TCP, unless the
+// process ends first; else it may not.
 func (g *GuestConn) Close() error {
+	switch inOrder, again := g.closing(); {
+	case !inOrder:
+		g.abort()
+	case !again:
+		cut := time.AfterFunc(linger, g.cancel)
+		go func() {
+			defer cut.Stop()
+			defer g.abort()
+			for { // the daemon ends the call when all is with the guest
+				if _, err := g.stream.Receive(); err != nil {
+					return
+				}
+			}
+		}()
+	}
+	return nil
+}
+
+// closing reports whether both directions have ended well, and whether it has said so before. A direction in use has not ended.
+func (g *GuestConn) closing() (inOrder, again bool) {
+	if !g.reading.TryLock() {
+		return false, false
+	}
+	defer g.reading.Unlock()
+	if !g.writing.TryLock() {
+		return false, false
+	}
+	defer g.writing.Unlock()
+	if !g.ended || !errors.Is(g.err, io.EOF) {
+		return false, false
+	}
+	again, g.lingers = g.lingers, true
+	return true, again
+}
+
+// abort ends the connection at once.
+func (g *GuestConn) abort() {
 	g.cancel()
 	// Both send and wait for nothing; what they return is that the stream was cancelled.
 	_ = g.stream.CloseRequest()
 	_ = g.stream.CloseResponse()
-	return nil
 }
 
 // LocalAddr returns a placeholder: the guest chose the address.
