@@ -57,6 +57,10 @@ func TestListen(t *testing.T) {
 		if err := <-served; err != nil {
 			t.Errorf("%v: %v", at, err)
 		}
+		_ = ln.Close()
+		if at[0] == "unix" {
+			waitGone(t, filepath.Dir(ln.Addr().String())) // or the fake guest's end would leave it on this host
+		}
 	}
 }
 
@@ -114,14 +118,18 @@ func TestListenGoesWithItsClient(t *testing.T) {
 		if err := <-accepted; !errors.Is(err, net.ErrClosed) {
 			t.Errorf("%s: Accept = %v", by, err)
 		}
-		dir := filepath.Dir(ln.Addr().String())
-		for deadline := time.Now().Add(time.Minute); ; time.Sleep(5 * time.Millisecond) {
-			if _, err := os.Lstat(dir); errors.Is(err, os.ErrNotExist) {
-				break
-			}
-			if time.Now().After(deadline) {
-				t.Fatalf("%s: %s is still there", by, dir)
-			}
+		waitGone(t, filepath.Dir(ln.Addr().String()))
+	}
+}
+
+func waitGone(t *testing.T, path string) {
+	t.Helper()
+	for deadline := time.Now().Add(time.Minute); ; time.Sleep(5 * time.Millisecond) {
+		if _, err := os.Lstat(path); errors.Is(err, os.ErrNotExist) {
+			return
+		}
+		if time.Now().After(deadline) {
+			t.Fatalf("%s is still there", path)
 		}
 	}
 }
