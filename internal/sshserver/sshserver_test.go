@@ -30,7 +30,6 @@ type fakeGuest struct {
 	mu      sync.Mutex
 	ran     []Command
 	sizes   chan Size
-	signals chan syscall.Signal
 	dir     string
 }
 
@@ -148,7 +147,10 @@ func newBed(t *testing.T, guest *fakeGuest) *bed {
 	t.Cleanup(func() {
 		_ = b.client.Close()
 		select {
-		case <-b.served:
+		case err := <-b.served:
+			if err != nil {
+				t.Errorf("the server ends with %v", err)
+			}
 		case <-time.After(patience):
 			t.Error("the server outlives its client")
 		}
