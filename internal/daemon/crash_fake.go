@@ -93,7 +93,9 @@ func (p *points) reach(name string) (mode string) {
 	if strconv.Itoa(count) != words[1] {
 		return ""
 	}
-	_ = os.Remove(filepath.Join(p.dir, "at")) // once; its absence tells the test that it was reached
+	if os.Remove(filepath.Join(p.dir, "at")) != nil { // once; its absence tells the test that it was reached
+		return "" // the test has given up on it
+	}
 	return words[2]
 }
 
