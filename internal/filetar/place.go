@@ -41,8 +41,7 @@ func Place(archive io.Reader, dest, name string, o Options) error {
 		return err
 	}
 	defer root.Close() //nolint:errcheck // nothing is buffered
-	u := &unpacker{parent: parent{root: root}, options: o, top: name, as: as}
-	defer u.parent.leave()
+	u := &unpacker{root: root, options: o, top: name, as: as}
 	if err := u.entry(h, r); err != nil {
 		return err
 	}

@@ -9,9 +9,7 @@ import (
 	"os"
 	"path/filepath"
 	"slices"
-	"strconv"
 	"strings"
-	"syscall"
 	"time"
 
 	"banger/internal/fault"
@@ -38,19 +36,16 @@ type Owner struct {
 // Existing files are replaced, never written through, and each appears when it is whole; existing directories stay and get
 // the archive's mode.
 func Unpack(root *os.Root, archive io.Reader, o Options) error {
-	u := &unpacker{parent: parent{root: root}, options: o, top: ".", as: "."}
-	defer u.parent.leave()
+	u := &unpacker{root: root, options: o, top: ".", as: "."}
 	return u.all(tar.NewReader(archive))
 }
 
 type unpacker struct {
-	parent
+	root    *os.Root
 	options Options
 	top, as string         // the first element that all entries have, and what takes its place; ".": any, and none
 	dirs    []directory    // their modes and times are set last: a read-only one may still have to be filled
 	known   map[string]int // where in dirs a name is: an archive may repeat it for ever
-	tmp     string         // with which temporary names begin
-	made    int            // how many temporary names there have been
 	buf     []byte
 }
 
@@ -108,33 +103,23 @@ func (u *unpacker) entry(h *tar.Header, content io.Reader) error {
 	if h.Typeflag == tar.TypeDir {
 		return u.dir(name, h)
 	}
-	dir, err := u.enter(filepath.Dir(name))
+	info, err := u.root.Lstat(name)
+	if err == nil && u.options.Keep {
+		return nil
+	}
+	if err == nil && info.IsDir() { // an empty directory goes; one with content is refused here
+		err = u.root.Remove(name)
+	} else if errors.Is(err, fs.ErrNotExist) {
+		err = u.root.MkdirAll(filepath.Dir(name), 0o755)
+	}
 	if err != nil {
 		return err
 	}
-	info, err := dir.Lstat(filepath.Base(name))
-	switch {
-	case errors.Is(err, fs.ErrNotExist):
-	case err != nil:
-		return err
-	case u.options.Keep:
-		return nil
-	case info.IsDir(): // an empty directory goes; one with content is refused here
-		if err := dir.Remove(filepath.Base(name)); err != nil {
-			return err
-		}
-	}
-	if err == nil && !info.Mode().IsRegular() {
-		// What goes may be on the way to the directory that is open. The entry's own is as good as before.
-		defer u.leave()
-	}
 	switch h.Typeflag {
 	case tar.TypeReg:
-		return u.appear(dir, name, func(tmp string) error { return u.file(dir, tmp, h, content) })
+		return u.appear(name, h, func(tmp string) error { return u.file(tmp, h, content) })
 	case tar.TypeSymlink:
-		return u.appear(dir, name, func(tmp string) error {
-			return errors.Join(dir.Symlink(h.Linkname, tmp), u.own(dir, tmp, h))
-		})
+		return u.appear(name, h, func(tmp string) error { return u.root.Symlink(h.Linkname, tmp) })
 	case tar.TypeLink:
 		return u.link(name, h)
 	default:
@@ -150,7 +135,7 @@ func (u *unpacker) entry(h *tar.Header, content io.Reader) error {
 
 // real refuses a foreign name that lies behind a symbolic link, or anything else that is no directory.
 func (u *unpacker) real(name string) error {
-	if !u.options.Foreign || u.inside(filepath.Dir(name)) {
+	if !u.options.Foreign {
 		return nil
 	}
 	for i, c := range name {
@@ -182,26 +167,30 @@ func sparse(h *tar.Header) bool {
 	return false
 }
 
-// appear makes something under another name and then gives it its own, in the place of what has it. dir is the directory
-// that it lies in.
-func (u *unpacker) appear(dir *os.Root, name string, make func(tmp string) error) error {
-	if u.tmp == "" {
-		u.tmp = ".banger-" + rand.Text() + "-"
-	}
-	u.made++
-	tmp := u.tmp + strconv.Itoa(u.made)
+// appear makes something under another name and then gives it its own, in the place of what has it.
+func (u *unpacker) appear(name string, h *tar.Header, make func(tmp string) error) error {
+	tmp := filepath.Join(filepath.Dir(name), ".banger-"+rand.Text())
 	err := make(tmp)
 	if err == nil {
-		err = dir.Rename(tmp, filepath.Base(name))
+		err = u.own(tmp, h)
+	}
+	if err == nil && h.Typeflag == tar.TypeReg {
+		// After chown, which clears the set-user-id bit.
+		if err = u.root.Chmod(tmp, u.mode(h)); err == nil {
+			err = u.root.Chtimes(tmp, time.Time{}, h.ModTime)
+		}
+	}
+	if err == nil {
+		err = u.root.Rename(tmp, name)
 	}
 	if err != nil {
-		_ = dir.Remove(tmp)
+		_ = u.root.Remove(tmp)
 	}
 	return err
 }
 
-func (u *unpacker) file(dir *os.Root, tmp string, h *tar.Header, content io.Reader) error {
-	f, err := dir.OpenFile(tmp, os.O_WRONLY|os.O_CREATE|os.O_EXCL, u.mode(h).Perm())
+func (u *unpacker) file(tmp string, h *tar.Header, content io.Reader) error {
+	f, err := u.root.OpenFile(tmp, os.O_WRONLY|os.O_CREATE|os.O_EXCL, 0o600)
 	if err != nil {
 		return err
 	}
@@ -209,36 +198,7 @@ func (u *unpacker) file(dir *os.Root, tmp string, h *tar.Header, content io.Read
 		u.buf = make([]byte, copySize)
 	}
 	_, err = io.CopyBuffer(onlyWriter{f}, onlyReader{content}, u.buf[:min(int64(len(u.buf)), max(h.Size, 512))])
-	if err == nil {
-		err = u.finishFile(f, h)
-	}
-	if err = errors.Join(err, f.Close()); err != nil {
-		return err
-	}
-	return dir.Chtimes(tmp, time.Time{}, h.ModTime)
-}
-
-// finishFile sets owner and mode where they are not right already: each change of an inode costs a guest under software
-// emulation more than looking does.
-func (u *unpacker) finishFile(f *os.File, h *tar.Header) error {
-	info, err := f.Stat()
-	if err != nil {
-		return err
-	}
-	mode := u.mode(h)
-	chowned := false
-	if uid, gid, ok := u.owner(h); ok {
-		if st, is := info.Sys().(*syscall.Stat_t); !is || int(st.Uid) != uid || int(st.Gid) != gid {
-			if err := f.Chown(uid, gid); err != nil {
-				return err
-			}
-			chowned = true
-		}
-	}
-	if chowned || info.Mode() != mode { // chown clears the set-user-id bit
-		return f.Chmod(mode)
-	}
-	return nil
+	return errors.Join(err, f.Close())
 }
 
 // onlyReader hides the methods that make io.Copy bypass its buffer.
@@ -256,7 +216,6 @@ func (u *unpacker) link(name string, h *tar.Header) error {
 	if target == name {
 		return fault.New(fault.Invalid, "the entry %q is a hard link to itself", clip(h.Name))
 	}
-	u.leave()
 	if err := u.root.Remove(name); err != nil && !errors.Is(err, fs.ErrNotExist) {
 		return err
 	}
@@ -267,7 +226,6 @@ func (u *unpacker) dir(name string, h *tar.Header) error {
 	info, err := u.root.Lstat(name)
 	if err != nil || !info.IsDir() {
 		if err == nil {
-			u.leave()
 			err = u.root.Remove(name)
 		} else {
 			err = u.root.MkdirAll(filepath.Dir(name), 0o755)
@@ -289,26 +247,18 @@ func (u *unpacker) dir(name string, h *tar.Header) error {
 		u.known[name] = len(u.dirs)
 		u.dirs = append(u.dirs, d)
 	}
-	return u.own(u.root, name, h)
+	return u.own(name, h)
 }
 
-func (u *unpacker) own(dir *os.Root, name string, h *tar.Header) error {
-	if uid, gid, ok := u.owner(h); ok {
-		return dir.Lchown(name, uid, gid)
-	}
-	return nil
-}
-
-// owner returns who is to own an entry; ok is false if that is left to the kernel.
-func (u *unpacker) owner(h *tar.Header) (uid, gid int, ok bool) {
+func (u *unpacker) own(name string, h *tar.Header) error {
 	o := u.options.Owner
 	switch {
 	case o == nil:
-		return 0, 0, false
+		return nil
 	case o.Archive:
-		return h.Uid, h.Gid, true
+		return u.root.Lchown(name, h.Uid, h.Gid)
 	default:
-		return o.UID, o.GID, true
+		return u.root.Lchown(name, o.UID, o.GID)
 	}
 }
 
