@@ -19,6 +19,9 @@ import (
 const (
 	// patience is how long after a signal that the guest ignored a second one of its kind gives up.
 	patience = 5 * time.Second
+	// together is within what time two signals of a kind are one: timeout(1) sends to the process and to its group, and nobody
+	// presses Ctrl-C so fast.
+	together = 50 * time.Millisecond
 	// removal bounds the wait for `run --rm` to delete the VM after its command has ended; the daemon gives up sooner.
 	removal = 75 * time.Second
 	// inputBlock is the most that is read from standard input at once, in bytes.
@@ -175,6 +178,9 @@ func (s *session) signal(sig syscall.Signal) bool {
 	default: // for the command
 	}
 	now := time.Now()
+	if sig == s.lastSig && now.Sub(s.lastTime) < together {
+		return true
+	}
 	if sig == s.lastSig && now.Sub(s.lastTime) < patience && !s.reacted.Load() {
 		s.cancel(&signalError{sig})
 		return true

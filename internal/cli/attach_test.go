@@ -197,6 +197,8 @@ func TestSecondInterruptGivesUp(t *testing.T) {
 				return err
 			}
 			b.signals <- syscall.SIGINT
+			b.signals <- syscall.SIGINT // at once: it counts as the same
+			time.Sleep(2 * together)
 		}
 		<-ctx.Done()
 		return ctx.Err()

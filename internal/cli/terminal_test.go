@@ -185,6 +185,7 @@ func TestTerminalIsRestored(t *testing.T) {
 				}
 				if m.GetResize() != nil || m.GetSignal() != 0 { // entered, then once forwarded
 					b.signals <- syscall.SIGTERM
+					time.Sleep(2 * together) // the next is another
 				}
 			}
 		},
