@@ -24,6 +24,7 @@ type runOptions struct {
 	timings timingsFlag
 
 	noTemplate bool
+	tools      []bootstrap // to install in the VM
 }
 
 func newRun(a *app) *cobra.Command {
@@ -40,7 +41,9 @@ stays, unless --rm is given.
 
 With a path, the git repository around it goes into /root/NAME of the VM, and the command runs there: the newest commit (the
 history with --full) and the tracked files as they are in the working tree. Untracked files stay behind unless
---include-untracked is given, ignored ones always. With --copy the path is any directory, and all of it goes.
+--include-untracked is given, ignored ones always. With --copy the path is any directory, and all of it goes. With --bootstrap, tools
+that the repository names (mise, asdf, nix, devbox, devcontainer) are installed meanwhile, if the image has what installs them;
+~/.cache/banger/bootstrap.log in the VM tells how that goes.
 
 With -d the command is the VM's main process: it runs from each start of the VM on, its output goes to the console
 (banger logs), and its end stops the VM. An image that names no program, or only a shell, starts none: the VM stays up.`,
@@ -66,6 +69,12 @@ With -d the command is the VM's main process: it runs from each start of the VM 
 			}
 			if o.source.dryRun {
 				return runWorkspacePlan(cmd.Context(), a, create.GetWorkspace())
+			}
+			if o.tools, err = bootstrapOf(a, create.GetWorkspace(), o.source.bootstrap); err != nil {
+				return err
+			}
+			if err := needsNetwork(o.tools, create.GetSpec().GetNet()); err != nil {
+				return err
 			}
 			return runRun(cmd.Context(), a, o, create, args)
 		},
@@ -118,6 +127,8 @@ func runRun(ctx context.Context, a *app, o *runOptions, create *bangerv1.CreateR
 		switch {
 		case o.remove:
 			return usagef("-d and --rm exclude each other: nothing would end the VM")
+		case len(o.tools) > 0:
+			return usagef("--bootstrap and -d exclude each other").withHint("leave -d out and give a command that ends: -- true")
 		case create.GetWorkspace() != nil && len(args) > 0:
 			return usagef("with -d the command begins before the workspace is there").
 				withHint("leave the command out, then: banger exec NAME -- %s", strings.Join(args, " "))
@@ -148,6 +159,7 @@ func runRun(ctx context.Context, a *app, o *runOptions, create *bangerv1.CreateR
 			d.erase()
 			d.recordStart(up)
 			a.note("%s", summary(up))
+			beginBootstrap(ctx, a, client, up, o.tools)
 		},
 	}
 	err = s.run(ctx, client.VMs.Run)

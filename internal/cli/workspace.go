@@ -20,6 +20,7 @@ type workspaceFlags struct {
 	from      string
 	copied    bool
 	dryRun    bool
+	bootstrap bool
 }
 
 func (w *workspaceFlags) register(cmd *cobra.Command) {
@@ -30,6 +31,7 @@ func (w *workspaceFlags) register(cmd *cobra.Command) {
 	f.StringVar(&w.from, "from", "", "with --branch: send the files of this `commit` and begin there")
 	f.BoolVar(&w.copied, "copy", false, "send the directory as it is, with all that is in it")
 	f.BoolVar(&w.dryRun, "dry-run", false, "list the files that would be sent, and do nothing")
+	f.BoolVar(&w.bootstrap, "bootstrap", false, bootstrapUsage)
 	complete(cmd, "branch", noCompletion)
 	complete(cmd, "from", noCompletion)
 }
@@ -37,7 +39,7 @@ func (w *workspaceFlags) register(cmd *cobra.Command) {
 // source makes a request of the flags; nil without a path, which the flags then need.
 func (w *workspaceFlags) source(cmd *cobra.Command, path string) (*bangerv1.WorkspaceSource, error) {
 	if path == "" {
-		for _, name := range []string{"full", "include-untracked", "branch", "from", "copy", "dry-run"} {
+		for _, name := range []string{"full", "include-untracked", "branch", "from", "copy", "dry-run", "bootstrap"} {
 			if cmd.Flags().Changed(name) {
 				return nil, usagef("--%s is about a repository, and no path is given", name).withHint("%s . --%s", cmd.CommandPath(), name)
 			}
@@ -91,7 +93,11 @@ The repository of this machine is only read. A directory that is in the VM alrea
 			if o.dryRun {
 				return runWorkspacePlan(cmd.Context(), a, source)
 			}
-			return runWorkspacePrepare(cmd.Context(), a, &bangerv1.PrepareWorkspaceRequest{Vm: args[0], Source: source})
+			tools, err := bootstrapOf(a, source, o.bootstrap)
+			if err != nil {
+				return err
+			}
+			return runWorkspacePrepare(cmd.Context(), a, &bangerv1.PrepareWorkspaceRequest{Vm: args[0], Source: source}, tools)
 		},
 		ValidArgsFunction: func(cmd *cobra.Command, args []string, prefix string) ([]string, cobra.ShellCompDirective) {
 			if len(args) == 1 {
@@ -104,12 +110,21 @@ The repository of this machine is only read. A directory that is in the VM alrea
 	return cmd
 }
 
-func runWorkspacePrepare(ctx context.Context, a *app, req *bangerv1.PrepareWorkspaceRequest) error {
+func runWorkspacePrepare(ctx context.Context, a *app, req *bangerv1.PrepareWorkspaceRequest, tools []bootstrap) error {
 	d := a.newDisplay()
 	defer d.keep()
 	client, err := a.connectTimed(ctx, d)
 	if err != nil {
 		return err
+	}
+	var vm *bangerv1.VM
+	if len(tools) > 0 {
+		if vm, err = runningVM(ctx, client, req.GetVm()); err != nil {
+			return err
+		}
+		if err := needsNetwork(tools, vm.GetSpec().GetNet()); err != nil {
+			return err
+		}
 	}
 	last, err := followOrCancel(ctx, client, d, "", func(ctx context.Context) (*connect.ServerStreamForClient[bangerv1.Event], error) {
 		return client.Workspaces.Prepare(ctx, connect.NewRequest(req))
@@ -118,6 +133,7 @@ func runWorkspacePrepare(ctx context.Context, a *app, req *bangerv1.PrepareWorks
 	if err != nil {
 		return err
 	}
+	beginBootstrap(ctx, a, client, vm, tools)
 	return a.printLine(last.GetWorkspace().GetGuestDir())
 }
 
