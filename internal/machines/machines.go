@@ -226,7 +226,14 @@ func (s *core) resolve(ctx context.Context, ref string) (microvm.VM, error) {
 	if err != nil {
 		return microvm.VM{}, err
 	}
-	return microvm.Resolve(slices.DeleteFunc(vms, isNobodys), ref)
+	visible := vms
+	for i := range vms { // there are many, they are large, and few are nobody's
+		if isNobodysName(vms[i].Name) {
+			visible = slices.DeleteFunc(vms, isNobodys)
+			break
+		}
+	}
+	return microvm.Resolve(visible, ref)
 }
 
 func (s *core) infoOf(vm microvm.VM) Info {

@@ -45,7 +45,11 @@ const templateNice = 15
 func isTemplate(vm microvm.VM) bool { return strings.HasPrefix(vm.Name, templatePrefix) }
 
 // isNobodys reports whether the VM is in nobody's list.
-func isNobodys(vm microvm.VM) bool { return isTemplate(vm) || vm.IsSpare() }
+func isNobodys(vm microvm.VM) bool { return isNobodysName(vm.Name) }
+
+func isNobodysName(name string) bool {
+	return strings.HasPrefix(name, templatePrefix) || strings.HasPrefix(name, microvm.SparePrefix)
+}
 
 // templates is what is known of them in memory.
 type templates struct {

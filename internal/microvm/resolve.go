@@ -12,12 +12,13 @@ func Resolve(vms []VM, ref string) (VM, error) {
 		return VM{}, fault.New(fault.Invalid, "no VM named").WithHint("give a name, an id, or the beginning of an id")
 	}
 	var prefixed []VM
-	for _, vm := range vms {
+	for i := range vms {
+		vm := &vms[i]
 		if vm.Name == ref && vm.State != Deleting {
-			return vm, nil
+			return *vm, nil
 		}
 		if strings.HasPrefix(string(vm.ID), ref) { // all ids are of one length, so a whole id is the prefix of one VM's
-			prefixed = append(prefixed, vm)
+			prefixed = append(prefixed, *vm)
 		}
 	}
 	switch len(prefixed) {
